@@ -1,0 +1,307 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	toolswatch "k8s.io/client-go/tools/watch"
+
+	"k8s.io/apimachinery/pkg/watch"
+
+	"legion.dev/legion/test/sim"
+)
+
+// result is what one run shows.
+type result struct {
+	registered, bound, ready, replaced time.Duration
+	joins                              []time.Duration
+	memory                             memory
+	cpuReady, cpuReplaced              time.Duration
+}
+
+func (r result) String() string {
+	return fmt.Sprintf("registered %s, bound %s, ready %s (%s of CPU), replaced %s (%s of CPU), join → bound %s, resident %d MB, at most %d MB",
+		ms(r.registered), ms(r.bound), ms(r.ready), ms(r.cpuReady), ms(r.replaced), ms(r.cpuReplaced), ms(median(r.joins)), r.memory.now>>20, r.memory.peak>>20)
+}
+
+func ms(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
+
+func median[T int64 | time.Duration](values []T) T {
+	if len(values) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}
+
+const (
+	namespace = "default"
+	name      = "fleet"
+)
+
+// measure is one run: a control plane without anything, and a fleet of n nodes.
+func measure(ctx context.Context, o options, n, nth int) (r result, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	plane, err := open(ctx, o)
+	if err != nil {
+		return r, err
+	}
+	defer plane.close()
+	client, err := kubernetes.NewForConfig(plane.config)
+	if err != nil {
+		return r, err
+	}
+	config := o.sim
+	config.REST, config.Nodes = plane.config, n
+	config.Labels = func(i int) map[string]string {
+		return map[string]string{"topology.kubernetes.io/zone": fmt.Sprintf("zone-%d", i%3)}
+	}
+	fleetCtx, stopFleet := context.WithCancel(ctx)
+	defer stopFleet()
+	began := time.Now()
+	fleet, err := sim.Start(fleetCtx, config)
+	if err != nil {
+		return r, err
+	}
+	r.registered = time.Since(began)
+	m := &measurement{o: o, client: client, fleet: fleet, plane: plane, n: n}
+	if err := m.settle(ctx); err != nil {
+		return r, err
+	}
+	profile := ""
+	if o.profile != "" {
+		profile = fmt.Sprintf("%s-%d-%d", o.profile, n, nth+1)
+	}
+	if err := m.create(ctx, &r, profile); err != nil {
+		return r, err
+	}
+	saved := plane.profile(ctx, profile, "join", 4*time.Second)
+	if err := m.join(ctx, &r, o.joins); err != nil {
+		return r, err
+	}
+	if err := <-saved; err != nil {
+		return r, err
+	}
+	if err := m.replace(ctx, &r, profile); err != nil {
+		return r, err
+	}
+	if err := m.settle(ctx); err != nil {
+		return r, err
+	}
+	if err := wait(ctx, o.rest); err != nil {
+		return r, err
+	}
+	r.memory = plane.memory()
+	if profile != "" {
+		if err := plane.save(ctx, "/debug/pprof/heap", profile+"-heap.pprof"); err != nil {
+			return r, err
+		}
+		if err := os.WriteFile(profile+".log", []byte(plane.said()), 0o600); err != nil {
+			return r, err
+		}
+	}
+	stopFleet()
+	fleet.Wait()
+	return r, nil
+}
+
+type measurement struct {
+	o      options
+	client kubernetes.Interface
+	fleet  *sim.Fleet
+	plane  *plane
+	n      int
+}
+
+// settle waits until the control plane has no more to do than at rest.
+func (m *measurement) settle(ctx context.Context) error {
+	if m.plane.pids == nil {
+		return wait(ctx, 3*time.Second)
+	}
+	for last := m.plane.cpu(); ; {
+		if err := wait(ctx, time.Second); err != nil {
+			return err
+		}
+		now := m.plane.cpu()
+		// What the renewals of Leases take is not waited for.
+		if now-last < 200*time.Millisecond+time.Duration(m.n)*100*time.Microsecond {
+			return nil
+		}
+		last = now
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+func daemonSet() *appsv1.DaemonSet {
+	all := intstr.FromString("100%")
+	match := map[string]string{"app": name}
+	return &appsv1.DaemonSet{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace},
+		Spec: appsv1.DaemonSetSpec{
+			Selector: &metav1.LabelSelector{MatchLabels: match},
+			UpdateStrategy: appsv1.DaemonSetUpdateStrategy{
+				Type: appsv1.RollingUpdateDaemonSetStrategyType, RollingUpdate: &appsv1.RollingUpdateDaemonSet{MaxUnavailable: &all},
+			},
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: match},
+				Spec: corev1.PodSpec{
+					Containers: []corev1.Container{{
+						Name: "daemon", Image: "example.org/daemon:1", Command: []string{"/daemon", "--serve"},
+						Env: []corev1.EnvVar{{Name: "NODE_NAME", ValueFrom: &corev1.EnvVarSource{
+							FieldRef: &corev1.ObjectFieldSelector{FieldPath: "spec.nodeName"},
+						}}},
+					}},
+				},
+			},
+		},
+	}
+}
+
+// create measures from the creation of the DaemonSet on.
+func (m *measurement) create(ctx context.Context, r *result, profile string) error {
+	ctx, cancel := context.WithTimeout(ctx, m.o.limit)
+	defer cancel()
+	if err := m.account(ctx); err != nil {
+		return err
+	}
+	before := m.fleet.Stats().Bound
+	saved := m.plane.profile(ctx, profile, "create", 5*time.Second)
+	cpu, began := m.plane.cpu(), time.Now()
+	if _, err := m.client.AppsV1().DaemonSets(namespace).Create(ctx, daemonSet(), metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("cannot create the daemonset: %w", err)
+	}
+	bound := make(chan error, 1)
+	go func() {
+		err := m.fleet.Await(ctx, func(s sim.Stats) bool { return s.Bound >= before+m.n })
+		r.bound = time.Since(began)
+		bound <- err
+	}()
+	if err := m.awaitStatus(ctx, 1); err != nil {
+		return err
+	}
+	r.ready, r.cpuReady = time.Since(began), m.plane.cpu()-cpu
+	if err := <-bound; err != nil {
+		return err
+	}
+	return <-saved
+}
+
+// account waits until the namespace takes pods.
+func (m *measurement) account(ctx context.Context) error {
+	for {
+		_, err := m.client.CoreV1().ServiceAccounts(namespace).Get(ctx, "default", metav1.GetOptions{})
+		if !apierrors.IsNotFound(err) {
+			return err
+		}
+		if err := wait(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// awaitStatus waits until the DaemonSet's status says that all pods are of the
+// current template and ready.
+func (m *measurement) awaitStatus(ctx context.Context, generation int64) error {
+	lw := cache.NewListWatchFromClient(m.client.AppsV1().RESTClient(), "daemonsets", namespace, fields.OneTermEqualSelector("metadata.name", name))
+	_, err := toolswatch.UntilWithSync(ctx, lw, &appsv1.DaemonSet{}, nil, func(e watch.Event) (bool, error) {
+		ds, ok := e.Object.(*appsv1.DaemonSet)
+		if !ok {
+			return false, nil
+		}
+		s, n := ds.Status, int32(m.fleet.Stats().Nodes)
+		return s.ObservedGeneration >= generation && s.DesiredNumberScheduled == n && s.UpdatedNumberScheduled == n && s.NumberReady == n, nil
+	})
+	if err != nil {
+		seen := "unknown"
+		if ds, err := m.client.AppsV1().DaemonSets(namespace).Get(context.WithoutCancel(ctx), name, metav1.GetOptions{}); err == nil {
+			seen = fmt.Sprintf("%+v", ds.Status)
+		}
+		return fmt.Errorf("the daemonset is not ready everywhere (generation %d, status %s, fleet %+v): %w\n%s", generation, seen, m.fleet.Stats(), err, m.plane.said())
+	}
+	return nil
+}
+
+// replace measures an update of all pods, maxUnavailable being 100 %.
+func (m *measurement) replace(ctx context.Context, r *result, profile string) error {
+	ctx, cancel := context.WithTimeout(ctx, m.o.limit)
+	defer cancel()
+	saved := m.plane.profile(ctx, profile, "replace", 8*time.Second)
+	cpu, began := m.plane.cpu(), time.Now()
+	patch := `{"spec":{"template":{"spec":{"containers":[{"name":"daemon","image":"example.org/daemon:2"}]}}}}`
+	ds, err := m.client.AppsV1().DaemonSets(namespace).Patch(ctx, name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+	if err != nil {
+		return fmt.Errorf("cannot update the daemonset: %w", err)
+	}
+	if err := m.awaitStatus(ctx, ds.Generation); err != nil {
+		return err
+	}
+	r.replaced, r.cpuReplaced = time.Since(began), m.plane.cpu()-cpu
+	return <-saved
+}
+
+// join measures from the moment a node has registered until its pod is bound.
+func (m *measurement) join(ctx context.Context, r *result, n int) error {
+	ctx, cancel := context.WithTimeout(ctx, m.o.limit)
+	defer cancel()
+	for i := range n {
+		before := m.fleet.Stats().Bound
+		began := time.Now()
+		if err := m.fleet.Join(fmt.Sprintf("joined-%03d", i)); err != nil {
+			return err
+		}
+		if err := m.fleet.Await(ctx, func(s sim.Stats) bool { return s.Bound > before }); err != nil {
+			return err
+		}
+		r.joins = append(r.joins, time.Since(began))
+		if err := m.fleet.Await(ctx, func(s sim.Stats) bool { return s.Ready == s.Bound }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func table(n int, results []result) {
+	fmt.Printf("\n| %d nodes | median | least | most |\n| --- | --- | --- | --- |\n", n)
+	row := func(what string, of func(result) time.Duration) {
+		var values []time.Duration
+		for _, r := range results {
+			values = append(values, of(r))
+		}
+		fmt.Printf("| %s | %s | %s | %s |\n", what, ms(median(values)), ms(slices.Min(values)), ms(slices.Max(values)))
+	}
+	row("all registered", func(r result) time.Duration { return r.registered })
+	row("all bound", func(r result) time.Duration { return r.bound })
+	row("all ready", func(r result) time.Duration { return r.ready })
+	row("all replaced", func(r result) time.Duration { return r.replaced })
+	row("a node joins → bound, median of each run", func(r result) time.Duration { return median(r.joins) })
+	row("CPU of the control plane until ready", func(r result) time.Duration { return r.cpuReady })
+	row("CPU of the control plane until replaced", func(r result) time.Duration { return r.cpuReplaced })
+	var now, peak []int64
+	for _, r := range results {
+		now, peak = append(now, r.memory.now), append(peak, r.memory.peak)
+	}
+	fmt.Printf("| resident, MB | %d | %d | %d |\n", median(now)>>20, slices.Min(now)>>20, slices.Max(now)>>20)
+	fmt.Printf("| resident at most, MB | %d | %d | %d |\n\n", median(peak)>>20, slices.Min(peak)>>20, slices.Max(peak)>>20)
+	_ = os.Stdout.Sync()
+}

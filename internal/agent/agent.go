@@ -1,0 +1,207 @@
+// Package agent makes a host a node of a fleet: it registers the Node and keeps
+// its Lease, gives the pods bound to it to legiond as groups, and reports what
+// becomes of them. It owns no process and keeps no state but its certificate:
+// daemons run on while it is away.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/podspec"
+	"legion.dev/legion/internal/service"
+	"legion.dev/legion/internal/tunnel"
+)
+
+// Host is what the agent needs of legiond.
+type Host interface {
+	// Watch gives each event to each until the stream breaks.
+	Watch(ctx context.Context, each func(hostapi.Event)) error
+	Put(ctx context.Context, group service.Group) error
+	Start(ctx context.Context, name string) error
+	Delete(ctx context.Context, name string, grace time.Duration) error
+	Logs(ctx context.Context, group string, q hostapi.LogQuery) (io.ReadCloser, error)
+}
+
+// Options are what a person sets.
+type Options struct {
+	// Node is the node's name.
+	Node string
+	// Server is https://HOST:PORT; Token joins its fleet.
+	Server, Token string
+	// Kubeconfig, where set, takes the place of joining.
+	Kubeconfig string
+	// Dir keeps the credentials.
+	Dir string
+	// NodeIP is the address under which the node's daemons are reached.
+	NodeIP string
+	Labels map[string]string
+	// Version is Legion's.
+	Version string
+	// Root says that legiond runs as root.
+	Root bool
+}
+
+// Check refuses what cannot work.
+func (o Options) Check() error {
+	var problems []error
+	if o.Node == "" {
+		problems = append(problems, errors.New("the node has no name: --node NAME"))
+	}
+	if o.Dir == "" {
+		problems = append(problems, errors.New("the agent has no directory for its certificate: --dir DIR"))
+	}
+	if net.ParseIP(o.NodeIP) == nil {
+		problems = append(problems, fmt.Errorf("the node's address %q is no IP address: --node-ip IP", o.NodeIP))
+	}
+	problems = append(problems, checkLabels(o.Labels))
+	return errors.Join(problems...)
+}
+
+// patience is how long Run tries before it says that it is ready without the
+// server: a node's start must not depend on it.
+const patience = 2 * time.Second
+
+// Run is the agent until ctx ends; pods run on after it. ready is called once.
+func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func()) error {
+	if err := o.Check(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return fmt.Errorf("cannot make the agent's directory: %w", err)
+	}
+	isReady := sync.OnceFunc(ready)
+	late := time.AfterFunc(patience, isReady)
+	defer late.Stop()
+	config, err := credentials(ctx, o, log)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	config.UserAgent = component + "/" + o.Version
+	api, err := newClient(config)
+	if err != nil {
+		return err
+	}
+	read := func() (facts, error) { return readFacts("/proc", o.Dir) }
+	known, err := read()
+	if err != nil {
+		return err
+	}
+	node := podspec.Node{Name: o.Node, IP: o.NodeIP, Root: o.Root, PodDir: filepath.Join(o.Dir, "pods"), Allocatable: allocatable(known)}
+	if node.PodDir, err = filepath.Abs(node.PodDir); err != nil {
+		return fmt.Errorf("cannot name the directory of the pods' volumes: %w", err)
+	}
+	if err := os.MkdirAll(node.PodDir, 0o700); err != nil {
+		return fmt.Errorf("cannot make the directory of the pods' volumes: %w", err)
+	}
+	p := newPods(node, host, api, api, disk{node.PodDir, api}, log)
+	h := &heartbeat{
+		node: nodeInput{Name: o.Node, IP: o.NodeIP, Version: o.Version, Labels: o.Labels},
+		api:  api, log: log, read: read,
+		hostState: make(chan error), registered: make(chan struct{}),
+	}
+	k := &kubelet{logs: host, log: log, find: p.find, again: p.again, list: p.list, now: time.Now}
+
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	parts.Go(func() { p.Run(ctx) })
+	parts.Go(func() { h.Run(ctx) })
+	parts.Go(func() { watchHost(ctx, host, p, h, log) })
+	parts.Go(func() { api.WatchPods(ctx, o.Node, sink{ctx, p}, teller(log, "the server")) })
+	parts.Go(func() { keepTunnel(ctx, config, k.handler(), log) })
+	parts.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-h.registered:
+			log.Info("the node is registered", "node", o.Node, "server", config.Host)
+			isReady()
+		}
+	})
+	<-ctx.Done()
+	return nil
+}
+
+// watchHost keeps a watch of legiond open.
+func watchHost(ctx context.Context, host Host, p *pods, h *heartbeat, log *slog.Logger) {
+	tell := teller(log, "legiond")
+	state := func(err error) {
+		select {
+		case h.hostState <- err:
+		case <-ctx.Done():
+		}
+	}
+	const least, most = 20 * time.Millisecond, time.Second
+	for wait := least; ; wait = min(2*wait, most) {
+		err := host.Watch(ctx, func(e hostapi.Event) {
+			p.HostEvent(ctx, e)
+			if e.Type == hostapi.Synced {
+				wait = least
+				tell(nil)
+				state(nil)
+			}
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = errors.New("legiond ended the watch")
+		}
+		p.HostLost(ctx)
+		tell(err)
+		state(err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// keepTunnel keeps the tunnel to the server open.
+func keepTunnel(ctx context.Context, config *rest.Config, handler http.Handler, log *slog.Logger) {
+	tls, err := rest.TLSConfigFor(config)
+	if err != nil {
+		log.Error("cannot open the tunnel: kubectl logs will not work for this node", "error", err)
+		return
+	}
+	tell := teller(log, "the tunnel (for kubectl logs)")
+	tunnel.Keep(ctx, tls, config.Host, handler, func() { tell(nil) }, tell)
+}
+
+// teller logs the loss of what and its return, each once.
+func teller(log *slog.Logger, what string) func(error) {
+	var mu sync.Mutex
+	last := ""
+	return func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		switch {
+		case errors.Is(err, context.Canceled) || text == last:
+			return
+		case err == nil:
+			log.Info(what + " answers again")
+		case last == "":
+			log.Warn(what+" does not answer, trying again", "error", err)
+		}
+		last = text
+	}
+}

@@ -1,0 +1,138 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Questions that other goroutines put to the pods' loop.
+
+// ask runs f in the loop and gives its answer.
+func ask[T any](ctx context.Context, p *pods, f func() (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	got := make(chan answer, 1)
+	p.post(ctx, func(context.Context, time.Time) {
+		value, err := f()
+		got <- answer{value, err}
+	})
+	select {
+	case a := <-got:
+		return a.value, a.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
+}
+
+// list gives the pods of this node.
+func (p *pods) list(ctx context.Context) []*v1.Pod {
+	list, _ := ask(ctx, p, func() ([]*v1.Pod, error) {
+		var list []*v1.Pod
+		for _, r := range p.records {
+			if r.pod != nil {
+				list = append(list, r.pod)
+			}
+		}
+		return list, nil
+	})
+	return list
+}
+
+// find tells of a container for its log; see kubelet.
+func (p *pods) find(ctx context.Context, namespace, name, container string) (logTarget, error) {
+	return ask(ctx, p, func() (logTarget, error) {
+		var found *record
+		for _, r := range p.records {
+			// Of two pods of one name the one that is not on its way out counts.
+			if r.pod != nil && r.pod.Namespace == namespace && r.pod.Name == name && (found == nil || r.pod.DeletionTimestamp == nil) {
+				found = r
+			}
+		}
+		if found == nil {
+			return logTarget{}, fmt.Errorf("pod %s/%s is not on node %s", namespace, name, p.node.Name)
+		}
+		return found.target(container)
+	})
+}
+
+// again is find for a pod that was found before.
+func (p *pods) again(ctx context.Context, uid types.UID, container string) (logTarget, error) {
+	return ask(ctx, p, func() (logTarget, error) {
+		if r, ok := p.records[uid]; ok {
+			return r.target(container)
+		}
+		ended := make(chan struct{})
+		close(ended)
+		return logTarget{UID: uid, Done: ended}, nil
+	})
+}
+
+// target is what a reader of a container's log needs to know.
+func (r *record) target(container string) (logTarget, error) {
+	t := logTarget{UID: r.uid, Done: r.over(), Changed: r.next()}
+	if r.status != nil {
+		for i := range r.status.ContainerStatuses {
+			c := &r.status.ContainerStatuses[i]
+			if w := c.State.Waiting; c.Name == container && w != nil {
+				t.Waiting = w.Reason + ": " + w.Message
+			}
+		}
+	}
+	if r.host == nil {
+		return t, nil
+	}
+	for i := range r.host.Services {
+		s := &r.host.Services[i]
+		if s.Name != container {
+			continue
+		}
+		if s.Main != nil {
+			t.Run = s.Main.Number
+		}
+		if s.Previous != nil {
+			t.Before = s.Previous.Number
+		}
+		return t, nil
+	}
+	return t, fmt.Errorf("pod %s has no container %q on the host", r.uid, container)
+}
+
+// over is closed once nothing of the pod runs any more or will.
+func (r *record) over() <-chan struct{} {
+	if r.ended == nil {
+		r.ended = make(chan struct{})
+	}
+	r.tell()
+	return r.ended
+}
+
+// next is closed at the next news.
+func (r *record) next() <-chan struct{} {
+	if r.changed == nil {
+		r.changed = make(chan struct{})
+	}
+	return r.changed
+}
+
+// tell wakes those who wait for news or the end of a record.
+func (r *record) tell() {
+	if r.changed != nil {
+		close(r.changed)
+		r.changed = nil
+	}
+	if r.ended == nil || (!r.gone && r.pod != nil && (!r.finished() || r.alive())) {
+		return
+	}
+	select {
+	case <-r.ended:
+	default:
+		close(r.ended)
+	}
+}

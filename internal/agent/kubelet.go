@@ -1,0 +1,214 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/podspec"
+)
+
+// logSource is what serving logs needs of legiond.
+type logSource interface {
+	Logs(ctx context.Context, group string, q hostapi.LogQuery) (io.ReadCloser, error)
+}
+
+// logTarget is a container whose log is asked for.
+type logTarget struct {
+	UID types.UID
+	// Run is the newest run, 0 if there was none yet; Before is the one before.
+	Run, Before uint64
+	// Waiting is why there is no run, where that is known.
+	Waiting string
+	// Changed is closed at the next news of the pod, Done when nothing of it
+	// runs any more or will.
+	Changed, Done <-chan struct{}
+}
+
+// kubelet answers what the API server asks of a node, as a kubelet does
+// (pkg/kubelet/server/server.go).
+type kubelet struct {
+	logs logSource
+	log  *slog.Logger
+	// find tells of a container; the error is for the person who asked.
+	find func(ctx context.Context, namespace, pod, container string) (logTarget, error)
+	// again is find for a pod that was found before.
+	again func(ctx context.Context, uid types.UID, container string) (logTarget, error)
+	// list gives the pods of this node.
+	list func(ctx context.Context) []*v1.Pod
+	now  func() time.Time
+}
+
+func (k *kubelet) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
+	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", k.containerLogs)
+	pods := func(w http.ResponseWriter, r *http.Request) {
+		list := v1.PodList{}
+		list.APIVersion, list.Kind = "v1", "PodList"
+		for _, pod := range k.list(r.Context()) {
+			list.Items = append(list.Items, *pod)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(list)
+	}
+	mux.HandleFunc("GET /pods", pods)
+	mux.HandleFunc("GET /runningpods", pods)
+	mux.HandleFunc("GET /runningpods/", pods)
+	for verb, what := range map[string]string{"exec": "kubectl exec", "attach": "kubectl attach", "portForward": "kubectl port-forward", "run": "running commands"} {
+		mux.HandleFunc("/"+verb+"/", func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, what+" is not supported yet by this node's agent", http.StatusNotImplemented)
+		})
+	}
+	return mux
+}
+
+// logOptions are the query of containerLogs.
+type logOptions struct {
+	query      hostapi.LogQuery
+	timestamps bool
+	stream     string
+	limit      int64
+}
+
+func parseLogOptions(q url.Values, now time.Time) (logOptions, error) {
+	o := logOptions{query: hostapi.LogQuery{Tail: -1}, limit: -1}
+	var problems []error
+	number := func(name string, least int64, set func(int64)) {
+		if text := q.Get(name); text != "" {
+			n, err := strconv.ParseInt(text, 10, 64)
+			if err != nil || n < least {
+				problems = append(problems, fmt.Errorf("%s=%q: must be a number of at least %d", name, text, least))
+				return
+			}
+			set(n)
+		}
+	}
+	flag := func(name string, to *bool) {
+		if text := q.Get(name); text != "" {
+			b, err := strconv.ParseBool(text)
+			if err != nil {
+				problems = append(problems, fmt.Errorf("%s=%q: must be true or false", name, text))
+			}
+			*to = b
+		}
+	}
+	flag("follow", &o.query.Follow)
+	flag("previous", &o.query.Previous)
+	flag("timestamps", &o.timestamps)
+	number("tailLines", 0, func(n int64) { o.query.Tail = int(n) })
+	number("limitBytes", 1, func(n int64) { o.limit = n })
+	number("sinceSeconds", 1, func(n int64) { o.query.Since = now.Add(-time.Duration(n) * time.Second) })
+	if text := q.Get("sinceTime"); text != "" {
+		at, err := time.Parse(time.RFC3339, text)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("sinceTime=%q: must be a time as 2006-01-02T15:04:05Z", text))
+		}
+		o.query.Since = at
+	}
+	switch s := q.Get("stream"); s {
+	case "", v1.LogStreamAll:
+	case v1.LogStreamStdout, v1.LogStreamStderr:
+		o.stream = strings.ToLower(s)
+	default:
+		problems = append(problems, fmt.Errorf("stream=%q: must be All, Stdout or Stderr", s))
+	}
+	return o, errors.Join(problems...)
+}
+
+func (k *kubelet) containerLogs(w http.ResponseWriter, r *http.Request) {
+	options, err := parseLogOptions(r.URL.Query(), k.now())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+		return
+	}
+	container := r.PathValue("container")
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	target, err := k.find(ctx, r.PathValue("namespace"), r.PathValue("pod"), container)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	query := options.query
+	query.Service, query.Run = container, target.Run
+	pod := r.PathValue("pod")
+	switch {
+	case query.Previous && target.Before == 0:
+		http.Error(w, fmt.Sprintf("previous terminated container %q in pod %q not found: it has not been restarted since this node's host knows it", container, pod), http.StatusBadRequest)
+		return
+	case query.Previous:
+		query.Previous, query.Follow, query.Run = false, false, target.Before
+	case target.Run == 0:
+		http.Error(w, fmt.Sprintf("container %q in pod %q is waiting to start: %s", container, pod, target.Waiting), http.StatusBadRequest)
+		return
+	}
+	body, err := k.open(ctx, target.UID, query)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain")
+	w.WriteHeader(http.StatusOK)
+	flush := func() { _ = http.NewResponseController(w).Flush() }
+	flush()
+	out := &logOutput{w: w, timestamps: options.timestamps, stream: options.stream, left: options.limit}
+	for {
+		err := out.copyFrom(body, flush)
+		_ = body.Close()
+		if err == nil && query.Follow && out.left != 0 {
+			body, err = k.nextRun(ctx, &target, query)
+		}
+		if err != nil && ctx.Err() == nil {
+			k.log.Warn("a log was cut short", "pod", pod, "container", container, "error", err)
+		}
+		if err != nil || !query.Follow || out.left == 0 || body == nil {
+			return
+		}
+	}
+}
+
+// open opens the log of a run; one that has written nothing is empty.
+func (k *kubelet) open(ctx context.Context, uid types.UID, query hostapi.LogQuery) (io.ReadCloser, error) {
+	body, err := k.logs.Logs(ctx, podspec.GroupName(uid), query)
+	var answer *hostapi.Error
+	if errors.As(err, &answer) && answer.Code == "not-found" {
+		return io.NopCloser(strings.NewReader("")), nil
+	}
+	return body, err
+}
+
+// nextRun waits until a container that is followed runs again and opens the log
+// of that run; nil when there will be none.
+func (k *kubelet) nextRun(ctx context.Context, target *logTarget, query hostapi.LogQuery) (io.ReadCloser, error) {
+	last := target.Run
+	for {
+		select {
+		case <-target.Changed:
+		case <-target.Done:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		var err error
+		if *target, err = k.again(ctx, target.UID, query.Service); err != nil {
+			return nil, err
+		}
+		if target.Run > last {
+			query.Run, query.Tail, query.Since = target.Run, -1, time.Time{}
+			return k.open(ctx, target.UID, query)
+		}
+	}
+}

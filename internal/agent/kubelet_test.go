@@ -1,0 +1,165 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"legion.dev/legion/internal/hostapi"
+)
+
+func TestLogOutput(t *testing.T) {
+	const in = "2030-01-02T03:04:05.1Z stdout F one\n" +
+		"2030-01-02T03:04:05.2Z stderr F \n" +
+		"2030-01-02T03:04:05.3Z stdout P half \n" +
+		"2030-01-02T03:04:05.4Z stdout F done\n" +
+		"2030-01-02T03:04:05.5Z stderr F two words\n" +
+		"not of the form\n"
+	for name, test := range map[string]struct {
+		out  logOutput
+		want string
+	}{
+		"plain":      {logOutput{left: -1}, "one\n\nhalf done\ntwo words\nnot of the form\n"},
+		"timestamps": {logOutput{left: -1, timestamps: true}, "2030-01-02T03:04:05.1Z one\n2030-01-02T03:04:05.2Z \n2030-01-02T03:04:05.3Z half done\n2030-01-02T03:04:05.5Z two words\nnot of the form\n"},
+		"stderr":     {logOutput{left: -1, stream: "stderr"}, "\ntwo words\nnot of the form\n"},
+		"limit":      {logOutput{left: 7}, "one\n\nha"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got bytes.Buffer
+			test.out.w = &got
+			if err := test.out.copyFrom(iotestOneByte{strings.NewReader(in)}, func() {}); err != nil {
+				t.Fatal(err)
+			}
+			if got.String() != test.want {
+				t.Errorf("got %q, want %q", got.String(), test.want)
+			}
+		})
+	}
+	long := strings.Repeat("x", 200<<10)
+	var got bytes.Buffer
+	out := logOutput{left: -1, w: &got}
+	if err := out.copyFrom(strings.NewReader("2030-01-02T03:04:05Z stdout F "+long+"\n"), func() {}); err != nil || got.String() != long+"\n" {
+		t.Errorf("a long line: %d bytes, %v", got.Len(), err)
+	}
+}
+
+// iotestOneByte gives one byte at a time.
+type iotestOneByte struct{ r io.Reader }
+
+func (o iotestOneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(1, len(p))]) }
+
+func FuzzLogLine(f *testing.F) {
+	f.Add("2030-01-02T03:04:05Z stdout F text\n", true, int64(3))
+	f.Add("a b", false, int64(-1))
+	f.Fuzz(func(t *testing.T, line string, timestamps bool, limit int64) {
+		var got bytes.Buffer
+		out := logOutput{w: &got, timestamps: timestamps, left: max(limit, -1)}
+		if err := out.copyFrom(strings.NewReader(line), func() {}); err != nil {
+			t.Fatal(err)
+		}
+		if limit >= 0 && int64(got.Len()) > limit {
+			t.Errorf("%d bytes, limit %d", got.Len(), limit)
+		}
+		if got.Len() > len(line)+1+strings.Count(line, "\n") {
+			t.Errorf("%q grew to %q", line, got.String())
+		}
+	})
+}
+
+// fakeLogs has one text for each run.
+type fakeLogs struct {
+	runs  map[uint64]string
+	asked []hostapi.LogQuery
+}
+
+func (f *fakeLogs) Logs(_ context.Context, _ string, q hostapi.LogQuery) (io.ReadCloser, error) {
+	f.asked = append(f.asked, q)
+	text, ok := f.runs[q.Run]
+	if !ok {
+		return nil, &hostapi.Error{Code: "not-found", Message: "no log of that run"}
+	}
+	return io.NopCloser(strings.NewReader(text)), nil
+}
+
+func TestContainerLogs(t *testing.T) {
+	const stamp = "2030-01-02T03:04:05Z stdout F "
+	logs := &fakeLogs{runs: map[uint64]string{1: stamp + "first\n", 2: stamp + "second\n", 3: stamp + "third\n"}}
+	open, closed := make(chan struct{}), make(chan struct{})
+	close(closed)
+	targets := map[string]logTarget{
+		"run":     {UID: "u", Run: 2, Before: 1, Changed: closed, Done: open},
+		"fresh":   {UID: "u", Run: 1, Changed: closed, Done: open},
+		"waiting": {UID: "u", Waiting: "CreateContainerConfigError: no command"},
+		"silent":  {UID: "u", Run: 9},
+	}
+	k := &kubelet{
+		logs: logs, log: slog.New(slog.NewTextHandler(io.Discard, nil)), now: time.Now,
+		find: func(_ context.Context, _, pod, _ string) (logTarget, error) {
+			target, ok := targets[pod]
+			if !ok {
+				return target, errors.New("pod default/" + pod + " is not on node n1")
+			}
+			return target, nil
+		},
+		// The container runs once more and is gone then.
+		again: func(context.Context, types.UID, string) (logTarget, error) {
+			return logTarget{UID: "u", Run: 3, Changed: make(chan struct{}), Done: closed}, nil
+		},
+		list: func(context.Context) []*v1.Pod { return []*v1.Pod{{}} },
+	}
+	for path, want := range map[string]string{
+		"/containerLogs/default/run/c":                          "200 second\n",
+		"/containerLogs/default/run/c?previous=true":            "200 first\n",
+		"/containerLogs/default/run/c?follow=true":              "200 second\nthird\n",
+		"/containerLogs/default/run/c?follow=true&limitBytes=3": "200 sec",
+		"/containerLogs/default/run/c?timestamps=true":          "200 2030-01-02T03:04:05Z second\n",
+		"/containerLogs/default/run/c?tailLines=x":              `422 tailLines="x": must be a number of at least 0`,
+		"/containerLogs/default/run/c?sinceTime=yesterday":      `422 sinceTime="yesterday"`,
+		"/containerLogs/default/run/c?stream=Stderr&tailLines=": "200 ",
+		"/containerLogs/default/fresh/c?previous=true":          "400 previous terminated container",
+		"/containerLogs/default/waiting/c?follow=true":          "400 container \"c\" in pod \"waiting\" is waiting to start: CreateContainerConfigError: no command",
+		"/containerLogs/default/silent/c":                       "200 ",
+		"/containerLogs/default/none/c":                         "404 pod default/none is not on node n1",
+		"/healthz":                                              "200 ok",
+		"/runningpods/":                                         `200 {"kind":"PodList"`,
+		"/exec/default/run/c":                                   "501 kubectl exec is not supported yet",
+	} {
+		w := httptest.NewRecorder()
+		k.handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		code, text, _ := strings.Cut(want, " ")
+		got := w.Body.String()
+		if exact := code == "200" && !strings.HasPrefix(text, "{"); http.StatusText(w.Code) != statusText(code) || (exact && got != text) || !strings.HasPrefix(got, text) {
+			t.Errorf("%s: %d %q, want %s", path, w.Code, got, want)
+		}
+	}
+}
+
+func statusText(code string) string {
+	n := 0
+	for _, d := range code {
+		n = n*10 + int(d-'0')
+	}
+	return http.StatusText(n)
+}
+
+func TestLogOptions(t *testing.T) {
+	now := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	o, err := parseLogOptions(url.Values{"tailLines": {"5"}, "sinceSeconds": {"60"}, "follow": {"true"}, "stream": {"Stdout"}}, now)
+	if err != nil || o.query.Tail != 5 || !o.query.Follow || o.stream != "stdout" || !o.query.Since.Equal(now.Add(-time.Minute)) || o.limit != -1 {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if o, err = parseLogOptions(nil, now); err != nil || o.query.Tail != -1 {
+		t.Errorf("%+v, %v", o, err)
+	}
+}

@@ -1,0 +1,78 @@
+package apiserver
+
+import (
+	"sync"
+
+	etcdclient "go.etcd.io/etcd/client/v3/kubernetes"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/registry/generic"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/apiserver/pkg/storage/cacher"
+	"k8s.io/apiserver/pkg/storage/etcd3"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
+	"k8s.io/apiserver/pkg/storage/value/encrypt/identity"
+	"k8s.io/client-go/tools/cache"
+)
+
+// ownStorage has the registries keep their objects in the etcd of this process
+// by calls, where upstream's own storage would speak gRPC to it.
+type ownStorage struct {
+	generic.RESTOptionsGetter
+	client *etcdclient.Client
+}
+
+// GetRESTOptions is upstream's, with another way to the store.
+func (s ownStorage) GetRESTOptions(resource schema.GroupResource, example runtime.Object) (generic.RESTOptions, error) {
+	options, err := s.RESTOptionsGetter.GetRESTOptions(resource, example)
+	// Events are watched by few and have no watch cache
+	// (k8s.io/kubernetes/pkg/kubeapiserver, DefaultWatchCacheSizes).
+	if err == nil && resource.Resource != "events" {
+		options.Decorator = s.open
+	}
+	return options, err
+}
+
+// open follows upstream's StorageWithCacher
+// (k8s.io/apiserver/pkg/registry/generic/registry/storage_factory.go) and
+// newETCD3Storage (storage/storagebackend/factory/etcd3.go). Old revisions are
+// compacted by upstream's storage of events, in the same etcd.
+func (s ownStorage) open(
+	config *storagebackend.ConfigForResource, prefix string, keyFunc func(runtime.Object) (string, error),
+	newFunc, newListFunc func() runtime.Object, attributes storage.AttrFunc, triggers storage.IndexerFuncs, indexers *cache.Indexers,
+) (storage.Interface, factory.DestroyFunc, error) {
+	transformer := config.Transformer
+	if transformer == nil {
+		transformer = identity.NewEncryptCheckTransformer()
+	}
+	versioner := storage.APIObjectVersioner{}
+	raw, err := etcd3.New(s.client, nil, config.Codec, newFunc, newListFunc, config.Prefix, prefix, config.GroupResource,
+		transformer, config.LeaseManagerConfig, etcd3.NewDefaultDecoder(config.Codec, versioner), versioner)
+	if err != nil {
+		return nil, nil, err
+	}
+	cached, err := cacher.NewCacherFromConfig(cacher.Config{
+		Storage:             raw,
+		Versioner:           versioner,
+		GroupResource:       config.GroupResource,
+		EventsHistoryWindow: config.EventsHistoryWindow,
+		ResourcePrefix:      prefix,
+		KeyFunc:             keyFunc,
+		NewFunc:             newFunc,
+		NewListFunc:         newListFunc,
+		GetAttrsFunc:        attributes,
+		IndexerFuncs:        triggers,
+		Indexers:            indexers,
+		Codec:               config.Codec,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	delegator := cacher.NewCacheDelegator(cached, raw)
+	return delegator, sync.OnceFunc(func() {
+		delegator.Stop()
+		cached.Stop()
+		raw.Close()
+	}), nil
+}

@@ -1,0 +1,172 @@
+// Package agentd assembles legion-agent: flags, the client of legiond, and what
+// keeps the process small.
+package agentd
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/klog/v2"
+
+	"legion.dev/legion/internal/agent"
+	"legion.dev/legion/internal/app"
+	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/hostclient"
+	"legion.dev/legion/internal/notify"
+	"legion.dev/legion/internal/service"
+)
+
+// Main is legion-agent; it returns the exit status.
+func Main(args []string, stderr io.Writer) int {
+	options, socket, err := parse(args, stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "legion-agent:", err)
+		return 2
+	}
+	small()
+	// The libraries' log repeats what the agent says better.
+	klog.SetLogger(logr.Discard())
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	ready := func() {
+		if _, err := notify.Send("READY=1"); err != nil {
+			log.Warn("cannot tell the service manager that the agent is ready", "error", err)
+		}
+		settle()
+	}
+	if err := agent.Run(ctx, options, host{hostclient.New(socket)}, log, ready); err != nil {
+		fmt.Fprintln(stderr, "legion-agent:", err)
+		return 1
+	}
+	return 0
+}
+
+// small keeps the agent's memory small: it holds a hundred pods at most.
+func small() {
+	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
+	debug.SetGCPercent(30)
+	debug.SetMemoryLimit(20 << 20)
+}
+
+// settle gives back what only the start needed.
+func settle() { time.AfterFunc(5*time.Second, debug.FreeOSMemory) }
+
+func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
+	o := agent.Options{Version: app.Version}
+	flags := flag.NewFlagSet("legion-agent", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	hostname, _ := os.Hostname()
+	base := "/var/lib/legion"
+	if home, err := os.UserHomeDir(); os.Geteuid() != 0 && err == nil {
+		base = filepath.Join(home, ".local/share/legion")
+	}
+	var socket, labels string
+	flags.StringVar(&o.Node, "node", strings.ToLower(hostname), "`name` of this node")
+	flags.StringVar(&socket, "host-socket", filepath.Join(base, "host.sock"), "legiond's `socket`")
+	flags.StringVar(&o.Server, "server", "", "the server's `URL`, https://HOST:PORT")
+	flags.StringVar(&o.Token, "token", os.Getenv("LEGION_TOKEN"), "join `token`; needed only once (also by LEGION_TOKEN)")
+	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` to use in place of joining")
+	flags.StringVar(&o.Dir, "dir", filepath.Join(base, "agent"), "`directory` for the node's certificate")
+	flags.StringVar(&o.NodeIP, "node-ip", "", "the node's `address` (default: the one that leads to the server)")
+	flags.StringVar(&labels, "labels", "", "`k=v,…` labels of the node")
+	version := flags.Bool("version", false, "print the version and end")
+	if err := flags.Parse(args); err != nil {
+		return o, "", err
+	}
+	if *version {
+		fmt.Println(app.Version)
+		return o, "", flag.ErrHelp
+	}
+	if flags.NArg() > 0 {
+		return o, "", fmt.Errorf("%q is not understood: legion-agent takes flags only, see --help", flags.Arg(0))
+	}
+	var err error
+	if o.Labels, err = parseLabels(labels); err != nil {
+		return o, "", err
+	}
+	if o.NodeIP == "" {
+		o.NodeIP = outwardIP(o.Server)
+	}
+	// Who owns the socket is whom processes start as.
+	if info, err := os.Stat(socket); err == nil {
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+			o.Root = stat.Uid == 0
+		}
+	} else {
+		o.Root = os.Geteuid() == 0
+	}
+	return o, socket, o.Check()
+}
+
+func parseLabels(text string) (map[string]string, error) {
+	labels := map[string]string{}
+	for pair := range strings.SplitSeq(text, ",") {
+		if pair = strings.TrimSpace(pair); pair == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(pair, "=")
+		if !ok || name == "" {
+			return nil, fmt.Errorf("--labels: %q is not of the form key=value", pair)
+		}
+		labels[name] = value
+	}
+	return labels, nil
+}
+
+// outwardIP is the address from which this machine reaches the server; nothing
+// is sent to find it.
+func outwardIP(server string) string {
+	u, err := url.Parse(server)
+	if err != nil || u.Hostname() == "" {
+		return ""
+	}
+	conn, err := net.Dial("udp", net.JoinHostPort(u.Hostname(), "9"))
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = conn.Close() }()
+	return conn.LocalAddr().(*net.UDPAddr).IP.String()
+}
+
+// host is legiond as the agent needs it.
+type host struct{ *hostclient.Client }
+
+func (h host) Watch(ctx context.Context, each func(hostapi.Event)) error {
+	return h.Client.Watch(ctx, func(e hostapi.Event) error {
+		each(e)
+		return nil
+	})
+}
+
+func (h host) Put(ctx context.Context, group service.Group) error {
+	_, err := h.Client.Put(ctx, group)
+	return err
+}
+
+func (h host) Start(ctx context.Context, name string) error {
+	_, err := h.Do(ctx, name, "start", false)
+	return err
+}
+
+func (h host) Delete(ctx context.Context, name string, grace time.Duration) error {
+	return h.Client.Delete(ctx, name, &grace)
+}

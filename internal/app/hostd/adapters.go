@@ -1,0 +1,274 @@
+package hostd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"legion.dev/legion/internal/cgroup"
+	"legion.dev/legion/internal/host"
+	"legion.dev/legion/internal/machine"
+	"legion.dev/legion/internal/mounts"
+	"legion.dev/legion/internal/notify"
+	"legion.dev/legion/internal/runner"
+	"legion.dev/legion/internal/service"
+	"legion.dev/legion/internal/unitdir"
+)
+
+// The adapters between what the loop asks for and what the packages offer.
+
+type processes struct {
+	r     *runner.Runner
+	exits chan host.Exited
+}
+
+func newProcesses(r *runner.Runner) *processes {
+	p := &processes{r: r, exits: make(chan host.Exited, 256)}
+	go func() {
+		for x := range r.Exits() {
+			p.exits <- host.Exited{PID: x.PID, StartTicks: x.StartTicks, Exit: x.Exit}
+		}
+	}()
+	return p
+}
+
+func (p *processes) Begin()   { p.r.Begin() }
+func (p *processes) Suspend() { p.r.Suspend() }
+
+type process struct{ p *runner.Process }
+
+func (p process) PID() int           { return p.p.PID }
+func (p process) StartTicks() uint64 { return p.p.StartTicks }
+func (p process) Signal(n int) error { return p.p.Signal(syscall.Signal(n)) }
+func (p process) Close()             { p.p.Close() }
+
+func (p *processes) Exits() <-chan host.Exited { return p.exits }
+
+func (p *processes) Start(q host.Request) (host.Process, error) {
+	s, err := p.r.Start(request(q))
+	if err != nil {
+		return nil, err
+	}
+	return process{s}, nil
+}
+
+func request(q host.Request) runner.Request {
+	return runner.Request{
+		Group: q.Group, Service: q.Service, Run: q.Run, Command: q.Command, Context: q.Context, Env: q.Env,
+		Cgroup: q.Cgroup, Enter: q.Enter, Stdout: q.Stdout, Stderr: q.Stderr, Files: files(q.Files),
+	}
+}
+
+func files(list []host.File) []runner.File {
+	var out []runner.File
+	for _, f := range list {
+		out = append(out, runner.File(f))
+	}
+	return out
+}
+
+func (p *processes) Adopt(pid int, ticks uint64) (host.Process, error) {
+	s, err := p.r.Adopt(pid, ticks)
+	if errors.Is(err, runner.ErrGone) {
+		return nil, host.ErrGone
+	}
+	if err != nil {
+		return nil, err
+	}
+	return process{s}, nil
+}
+
+func (p *processes) Belongs(pid int, entry string) bool {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+	return err == nil && slices.ContainsFunc(bytes.Split(data, []byte{0}), func(b []byte) bool { return string(b) == entry })
+}
+
+func (p *processes) Leads(pid int) bool {
+	session, err := unix.Getsid(pid)
+	return err == nil && session == pid
+}
+
+func (p *processes) Invocations() map[string][]int {
+	byID := map[string][]int{}
+	files, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue // another user's, or gone
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			continue
+		}
+		for entry := range bytes.SplitSeq(data, []byte{0}) {
+			if id, ok := bytes.CutPrefix(entry, []byte("INVOCATION_ID=")); ok {
+				byID[string(id)] = append(byID[string(id)], pid)
+			}
+		}
+	}
+	return byID
+}
+
+func (p *processes) Unborn(pid int) bool {
+	own, err1 := os.Readlink("/proc/self/exe")
+	its, err2 := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
+	return err1 == nil && err2 == nil && strings.TrimSuffix(own, " (deleted)") == strings.TrimSuffix(its, " (deleted)")
+}
+
+func (p *processes) CleanUp(group string, s *service.Service, restarting bool) error {
+	err := runner.RemoveRuntime(&s.Exec, runner.DefaultBaseDirs(), restarting)
+	if s.Exec.Sandbox != nil && s.Exec.Sandbox.PrivateTmp {
+		err = errors.Join(err, runner.RemovePrivateTmp(group, s.Name))
+	}
+	if len(s.Exec.Credentials) > 0 {
+		err = errors.Join(err, runner.RemoveCredentials(group, s.Name, runner.DefaultBaseDirs()))
+	}
+	return err
+}
+
+func (p *processes) Without(c *service.ExecContext) []string { return runner.LostProtections(c) }
+
+func (p *processes) Release(g *service.Group) error {
+	var problems []error
+	for i := range g.Services {
+		problems = append(problems, mounts.Release(g.Name, g.Services[i].Exec.Mounts))
+	}
+	return errors.Join(problems...)
+}
+
+type tracker struct{ t *cgroup.Tree }
+
+func (c tracker) Create(path string) (string, error)      { return c.t.Create(path) }
+func (c tracker) Pids(path string) ([]int, error)         { return c.t.Pids(path) }
+func (c tracker) Populated(path string) bool              { return c.t.Populated(path) }
+func (c tracker) Kill(path string) error                  { return c.t.Kill(path) }
+func (c tracker) Remove(path string) error                { return c.t.Remove(path) }
+func (c tracker) Empty() <-chan string                    { return c.t.Empty() }
+func (c tracker) Started(path string, pid int, id string) { c.t.Track(path, pid, id) }
+func (c tracker) Exited(pid int)                          { c.t.Exited(pid) }
+
+func (c tracker) ByID(id uint64) (string, bool) { return c.t.ByID(id) }
+
+func (c tracker) Of(pid int, paths []string) (string, bool) { return c.t.Of(pid, paths) }
+
+func (c tracker) OOMKills(path string) int { return c.t.OOMKills(path) }
+
+func (c tracker) Limit(path string, r *service.Limits) (enter, lost []string) {
+	return c.t.Limit(path, r)
+}
+
+func (c tracker) Signal(path string, n int, except []int) error {
+	_, err := c.t.Signal(path, syscall.Signal(n), except...)
+	return err
+}
+
+func (c tracker) Lost() []string {
+	if mode, _ := c.t.Mode(); mode == cgroup.None {
+		return []string{cgroup.Lost}
+	}
+	return nil
+}
+
+func (c tracker) Mode() (string, string) {
+	mode, reason := c.t.Mode()
+	return string(mode), reason
+}
+
+type messages struct {
+	s *notify.Socket
+	c chan host.Message
+}
+
+func newMessages(s *notify.Socket) messages {
+	m := messages{s: s, c: make(chan host.Message, 64)}
+	go func() {
+		defer close(m.c)
+		for x := range s.Messages() {
+			m.c <- host.Message{
+				PID: x.PID, Note: noteOf(x.Vars), CgroupID: x.CgroupID, FDs: x.FDs,
+				Store: x.Vars["FDSTORE"] == "1", Remove: x.Vars["FDSTOREREMOVE"] == "1", Name: x.Vars["FDNAME"],
+			}
+		}
+	}()
+	return m
+}
+
+func (m messages) Suspend()                      { m.s.Suspend() }
+func (m messages) Path() string                  { return m.s.Address() }
+func (m messages) Messages() <-chan host.Message { return m.c }
+
+// noteOf reads the variables of sd_notify(3).
+func noteOf(vars map[string]string) machine.Note {
+	micros := func(name string) time.Duration {
+		n, err := strconv.ParseInt(vars[name], 10, 64)
+		if err != nil || n < 0 || n > int64(time.Duration(1<<62)/time.Microsecond) {
+			return 0
+		}
+		return time.Duration(n) * time.Microsecond
+	}
+	n := machine.Note{
+		Ready: vars["READY"] == "1", Reloading: vars["RELOADING"] == "1", Stopping: vars["STOPPING"] == "1",
+		Watchdog: vars["WATCHDOG"] == "1", WatchdogTrigger: vars["WATCHDOG"] == "trigger",
+		WatchdogEvery: micros("WATCHDOG_USEC"), ExtendTimeout: micros("EXTEND_TIMEOUT_USEC"),
+	}
+	n.Text, n.HasText = vars["STATUS"], vars["STATUS"] != ""
+	if pid, err := strconv.Atoi(vars["MAINPID"]); err == nil && pid > 0 {
+		n.MainPID = pid
+	}
+	return n
+}
+
+// units reads the unit files, and says what it has to remark on them: each
+// remark once, however often they are read.
+type units struct {
+	path []string
+	boot string
+	// initd is the directory of init.d scripts; empty for none.
+	initd string
+	log   *slog.Logger
+	said  *sync.Map // of service.Warning
+}
+
+func (u units) Path() []string { return u.path }
+
+func (u units) options() unitdir.Options {
+	o := unitdir.Options{Options: unitdir.ThisMachine(), Boot: u.boot, Initd: u.initd}
+	if u.boot == "all" {
+		o.Boot, o.Enabled = "", true
+	}
+	return o
+}
+
+func (u units) Find(name string) (service.Group, error) {
+	return unitdir.Find(u.path, name, u.options())
+}
+
+func (u units) Load() ([]service.Group, []service.Warning) {
+	o := u.options()
+	groups, problems := unitdir.Load(u.path, o)
+	say := func(level slog.Level, w service.Warning) {
+		if _, before := u.said.LoadOrStore(w, true); !before {
+			u.log.Log(context.Background(), level, w.Text, "file", w.File, "line", w.Line)
+		}
+	}
+	for _, g := range groups {
+		for _, w := range g.Warnings {
+			say(slog.LevelWarn, w)
+		}
+	}
+	for _, p := range problems {
+		say(slog.LevelError, p)
+	}
+	return groups, problems
+}

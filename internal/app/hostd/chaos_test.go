@@ -1,0 +1,150 @@
+package hostd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"legion.dev/legion/internal/service"
+)
+
+// crashAt ends this process by SIGKILL at the n-th moment between two effects.
+func crashAt(n int64) func(string) {
+	var seen atomic.Int64
+	return func(what string) {
+		if seen.Add(1) == n {
+			fmt.Fprintln(os.Stderr, "chaos:", what)
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}
+}
+
+// TestChaos ends legiond at one moment after the other, between any two things
+// that it does, and always starts it again. Nothing may be lost, doubled or left
+// behind. LEGION_CHAOS_POINTS and LEGION_CHAOS_SEED say how often and which. It
+// runs where the points are given (`make chaos`): it still fails in some runs on
+// a busy machine, for a cause that is not found yet.
+func TestChaos(t *testing.T) {
+	if os.Getenv("LEGION_CHAOS_POINTS") == "" {
+		t.Skip("set LEGION_CHAOS_POINTS=300 (make chaos) to end legiond that often")
+	}
+	number := func(name string, usual int) int {
+		if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+			return n
+		}
+		return usual
+	}
+	points, seed := number("LEGION_CHAOS_POINTS", 300), number("LEGION_CHAOS_SEED", 1)
+	if testing.Short() {
+		points = 50
+	}
+	random := rand.New(rand.NewPCG(uint64(seed), 0))
+	dir := t.TempDir()
+	twice := filepath.Join(dir, "twice")
+	// Each holds a lock while it runs, with a child beside it.
+	script := func(i int, last string) string {
+		return fmt.Sprintf("exec 9>%s/lock%d; flock -n 9 || echo service %d pid $$ >>%s; sleep 30.%d & %s", dir, i, i, twice, os.Getpid()%100000, last)
+	}
+	const head = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestartSec=0\nRestart=always\n"
+	install := "\n[Install]\nWantedBy=multi-user.target\n"
+	d := newDaemon(t, map[string]string{
+		"s0.service": head + "ExecStart=/bin/sh -c '" + script(0, "sleep 0.01") + "'" + install,
+		"s1.service": head + "ExecStartPre=/bin/true\nExecStopPost=/bin/true\nExecStart=/bin/sh -c '" + script(1, "sleep 0.02; kill -9 $$$$") + "'" + install,
+		"s2.service": head + "Type=forking\nTimeoutStartSec=5\nPIDFile=" + dir + "/pid\nExecStart=/bin/sh -c '(" + script(2, "sleep 0.03") + ") & echo $! >" + dir + "/pid'" + install,
+		"s3.service": head + "ExecStart=/bin/sh -c '" + script(3, "exec sleep 1000") + "'" + install,
+	})
+	steady := d.running("s3.service")
+	d.crash()
+	hits := 0
+	for range points {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), "LEGION_TEST_DIR="+d.dir, "LEGION_TEST_CGROUP="+d.cgroup, fmt.Sprintf("LEGION_TEST_CRASH=%d", 1+random.IntN(60)))
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		timer := time.AfterFunc(20*time.Second, func() {
+			t.Errorf("moment %d does not come", hits)
+			d.tell()
+			_ = cmd.Process.Kill()
+		})
+		err := cmd.Wait()
+		timer.Stop()
+		if s, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != syscall.SIGKILL {
+			t.Fatalf("legiond ended with %v", err)
+		}
+		if t.Failed() {
+			t.FailNow()
+		}
+		hits++
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	d.ctx = ctx // the first one's time may be over
+	d.start()
+	if data, err := os.ReadFile(twice); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("two of one service at a time: %s (%v)", data, err)
+	}
+	if s := d.running("s3.service"); s.Main.PID != steady.Main.PID || s.Main.Number != steady.Main.Number {
+		t.Errorf("s3.service was %+v and is %+v", steady.Main, s.Main)
+	}
+	for i := range 3 {
+		name := fmt.Sprintf("s%d.service", i)
+		before := d.until(name, func(s service.Status) bool { return s.Main != nil })
+		timer := time.AfterFunc(15*time.Second, d.tell)
+		d.until(name, func(s service.Status) bool { return s.Main != nil && s.Main.Number > before.Main.Number+1 })
+		timer.Stop()
+	}
+	d.stop()
+	if left := processesWith(t, fmt.Sprintf("30.%d", os.Getpid()%100000)); len(left) > 0 {
+		t.Errorf("left behind after everything was stopped: %v", left)
+	}
+	t.Logf("ended at %d moments", hits)
+}
+
+// tell says how everything stands, for people who look into a failure.
+func (d *daemon) tell() {
+	groups, err := d.client.Groups(context.Background())
+	if err != nil {
+		d.t.Error(err)
+	}
+	for _, g := range groups {
+		for _, s := range g.Status.Services {
+			pid := 0
+			if s.Main != nil {
+				pid = s.Main.PID
+			}
+			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			procs, _ := os.ReadFile(filepath.Join(s.Cgroup, "cgroup.procs"))
+			d.t.Errorf("%s is %s since %s (%s): process %d (%.40s) of %s", s.Name, s.State, s.Since, s.Reason, pid, stat, strings.Fields(string(procs)))
+		}
+	}
+}
+
+// processesWith lists the processes that have the word on their command line.
+func processesWith(t *testing.T, word string) []string {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, f := range files {
+		data, _ := os.ReadFile(f)
+		if strings.Contains(string(data), word+"\x00") {
+			out = append(out, f+" "+strings.ReplaceAll(string(data), "\x00", " "))
+		}
+	}
+	return out
+}

@@ -1,0 +1,41 @@
+package hostd
+
+import (
+	"testing"
+	"time"
+
+	"legion.dev/legion/internal/service"
+)
+
+// TestWithoutCgroups: the children of daemons that outlived legiond belong to
+// PID 1, which tells nobody of their end; they are stopped as quickly all the
+// same, and the service has not failed.
+func TestWithoutCgroups(t *testing.T) {
+	t.Setenv("LEGION_TEST_CGROUP", "none")
+	d := newDaemon(t, map[string]string{
+		"family.service":  "[Service]\nExecStart=/bin/sh -c 'sleep 1000 & sh -c \"sleep 1000 & wait\" & wait'\n",
+		"slow.service":    "[Service]\nExecStart=/bin/sh -c '(trap \"sleep 0.3; exit\" TERM; sleep 1000 & wait) & exec sleep 1000'\n",
+		"forking.service": "[Service]\nType=forking\nGuessMainPID=no\nExecStart=/bin/sh -c 'setsid sleep 1000 & setsid sleep 1000 & exit 0'\n",
+	})
+	names := []string{"family.service", "slow.service", "forking.service"}
+	for _, crash := range []bool{false, true} {
+		for _, name := range names {
+			d.must(name, "start")
+		}
+		if crash {
+			d.crash()
+			d.start()
+		}
+		for _, name := range names {
+			d.running(name)
+			before := time.Now()
+			d.must(name, "stop")
+			s := d.until(name, func(s service.Status) bool { return !s.State.Alive() })
+			if took := time.Since(before); s.State != service.Dead || took > 3*time.Second {
+				t.Errorf("%s (crash: %v) is %s after %s: %s", name, crash, s.State, took, s.Reason)
+			} else {
+				t.Logf("%s (crash: %v) stopped in %s", name, crash, took)
+			}
+		}
+	}
+}

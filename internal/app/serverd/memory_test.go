@@ -1,0 +1,55 @@
+package serverd
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestCleanMappings(t *testing.T) {
+	const smaps = `00400000-00500000 r-xp 00000000 fe:00 10                          /bin/legion-server
+Rss:                 500 kB
+Anonymous:             0 kB
+00500000-00600000 r--p 00100000 fe:00 10                          /bin/legion-server
+Anonymous:             4 kB
+00600000-00700000 rw-p 00200000 fe:00 10                          /bin/legion-server
+Anonymous:             0 kB
+00700000-00800000 r--p 00000000 fe:00 11                          /lib/other
+Anonymous:             0 kB
+00800000-00900000 r--p 00000000 00:00 0
+Anonymous:             0 kB
+00900000-00a00000 r--p 00300000 fe:00 10                          /bin/legion-server
+Anonymous:             0 kB
+`
+	want := []mapping{{0x400000, 0x500000}, {0x900000, 0xa00000}}
+	if got := cleanMappings(strings.NewReader(smaps), "/bin/legion-server"); !slices.Equal(got, want) {
+		t.Errorf("got %x, want %x", got, want)
+	}
+}
+
+func TestShrinkKeepsTheProgramRunning(t *testing.T) {
+	for range 3 {
+		if err := shrink(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestGrowth(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct {
+		live, machine uint64
+		want          int
+	}{
+		{0, 16384 * mib, 19200},
+		{64 * mib, 16384 * mib, 300},
+		{512 * mib, 16384 * mib, 200},
+		{512 * mib, 4096 * mib, 100},
+		{512 * mib, 1024 * mib, calmGrowth},
+		{64 * mib, 0, calmGrowth},
+	} {
+		if got := growthFor(c.live, c.machine); got != c.want {
+			t.Errorf("%d live bytes on a machine of %d may grow by %d %%, want %d", c.live, c.machine, got, c.want)
+		}
+	}
+}

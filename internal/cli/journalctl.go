@@ -1,0 +1,233 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/service"
+	"legion.dev/legion/internal/unitfile"
+)
+
+// journalFlags are those of journalctl(1) that mean something here.
+type journalFlags struct {
+	units, identifiers           []string
+	follow, reverse, quiet       bool
+	lines, since, until          string
+	priority, grep, output, boot string
+	noHostname, utc, kernel, end bool
+}
+
+func runJournalctl(s *session, ctx context.Context, args []string) error {
+	var j journalFlags
+	f := flags("journalctl")
+	f.StringArrayVarP(&j.units, "unit", "u", nil, "only what these units wrote")
+	f.StringArrayVar(&j.units, "user-unit", nil, "as --unit")
+	f.StringArrayVarP(&j.identifiers, "identifier", "t", nil, "only lines of this syslog identifier")
+	f.BoolVarP(&j.follow, "follow", "f", false, "go on with what is written from now on")
+	f.BoolVarP(&j.reverse, "reverse", "r", false, "newest lines first")
+	f.BoolVarP(&j.end, "pager-end", "e", false, "the last 1000 lines")
+	f.BoolVarP(&j.quiet, "quiet", "q", false, "no remarks")
+	f.StringVarP(&j.lines, "lines", "n", "", "how many of the last lines")
+	f.Lookup("lines").NoOptDefVal = "10"
+	f.StringVarP(&j.since, "since", "S", "", "no older lines")
+	f.StringVarP(&j.until, "until", "U", "", "no newer lines")
+	f.StringVarP(&j.priority, "priority", "p", "", "a priority, or a range of them")
+	f.StringVarP(&j.grep, "grep", "g", "", "only lines that match")
+	f.StringVarP(&j.output, "output", "o", "short", "short, short-iso, short-precise, short-unix, cat, json, json-pretty, with-unit")
+	f.StringVarP(&j.boot, "boot", "b", "", "accepted: the log is that of all boots")
+	f.Lookup("boot").NoOptDefVal = "0"
+	f.BoolVarP(&j.kernel, "dmesg", "k", false, "the kernel's messages: none are kept")
+	f.BoolVar(&j.noHostname, "no-hostname", false, "without the name of the host")
+	f.BoolVar(&j.utc, "utc", false, "times in UTC")
+	f.BoolP("all", "a", false, "accepted")
+	f.BoolP("catalog", "x", false, "accepted")
+	f.BoolP("merge", "m", false, "accepted")
+	accepted(f, "system", "user", "no-pager", "no-full", "full", "no-tail", "flush", "sync", "rotate", "list-boots")
+	for _, n := range []string{"vacuum-size", "vacuum-time", "vacuum-files", "output-fields", "case-sensitive"} {
+		f.String(n, "", "accepted")
+	}
+	if done, err := s.parse(f, joinShort(args, "n"), "journalctl [OPTION…] [_SYSTEMD_UNIT=NAME…]"); done || err != nil {
+		return err
+	}
+	for _, n := range []string{"flush", "sync", "rotate", "vacuum-size", "vacuum-time", "vacuum-files"} {
+		if f.Changed(n) {
+			return nil // logs are files of bounded size, written at once
+		}
+	}
+	for _, a := range f.Args() {
+		if unit, ok := strings.CutPrefix(a, "_SYSTEMD_UNIT="); ok {
+			j.units = append(j.units, unit)
+		} else if id, ok := strings.CutPrefix(a, "SYSLOG_IDENTIFIER="); ok {
+			j.identifiers = append(j.identifiers, id)
+		} else {
+			return &Exit{exitFailure, fmt.Errorf("journalctl: %q cannot be matched: only _SYSTEMD_UNIT= and SYSLOG_IDENTIFIER= can", a)}
+		}
+	}
+	return s.journal(ctx, &j)
+}
+
+// joinShort ties a number to the short flag in front of it: an optional value
+// is else only read in one word.
+func joinShort(args []string, flag string) []string {
+	var out []string
+	for i := 0; i < len(args); i++ {
+		if i+1 < len(args) && (args[i] == "-"+flag || args[i] == "--lines") {
+			if _, err := strconv.Atoi(args[i+1]); err == nil || args[i+1] == "all" {
+				out = append(out, "--lines="+args[i+1])
+				i++
+				continue
+			}
+		}
+		out = append(out, args[i])
+	}
+	return out
+}
+
+func (s *session) journal(ctx context.Context, j *journalFlags) error {
+	now := time.Now()
+	q := hostapi.LogQuery{Tail: -1, Follow: j.follow}
+	var err error
+	if j.since != "" {
+		if q.Since, err = when("--since", j.since, now); err != nil {
+			return &Exit{exitFailure, err}
+		}
+	}
+	filter, err := newFilter(j.until, j.grep, j.priority, now)
+	if err != nil {
+		return &Exit{exitFailure, err}
+	}
+	switch {
+	case j.lines == "all":
+	case j.lines != "":
+		if q.Tail, err = strconv.Atoi(j.lines); err != nil {
+			return &Exit{exitFailure, fmt.Errorf("journalctl: %q is not a number of lines", j.lines)}
+		}
+	case j.follow:
+		q.Tail = 10
+	case j.end:
+		q.Tail = 1000
+	}
+	if j.kernel {
+		return nil
+	}
+	c := s.client()
+	defer c.Close()
+	all, err := c.Groups(ctx)
+	if err != nil {
+		return explained(err)
+	}
+	groups := slices.DeleteFunc(all, func(g hostapi.Group) bool { return len(g.Spec.Services) == 0 || !j.chosen(g) })
+	write, err := s.journalWriter(j, groups)
+	if err != nil {
+		return err
+	}
+	var lines []unitLog
+	count := 0
+	emit := func(l unitLog) error {
+		count++
+		if j.reverse {
+			lines = append(lines, l)
+			return nil
+		}
+		return write(l)
+	}
+	err = collect(ctx, c, groups, q, filter, emit)
+	for i := len(lines) - 1; i >= 0 && err == nil; i-- {
+		err = write(lines[i])
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err == nil && count == 0 && !j.quiet && j.output != "json" {
+		fmt.Fprintln(s.Out, "-- No entries --")
+	}
+	if err == nil && count == 0 && filter.grep != nil {
+		return &Exit{Status: exitFailure}
+	}
+	return err
+}
+
+func (j *journalFlags) chosen(g hostapi.Group) bool {
+	if len(j.identifiers) > 0 && !slices.Contains(j.identifiers, identifier(g.Spec)) {
+		return false
+	}
+	return len(j.units) == 0 || slices.ContainsFunc(j.units, func(u string) bool {
+		pattern, err := unitfile.Mangle(u, true)
+		return called(g, u) || err == nil && matches(g.Spec.Name, []string{pattern})
+	})
+}
+
+// identifier is the name in front of a line: that of the program.
+func identifier(g service.Group) string {
+	if len(g.Services) > 0 && len(g.Services[0].Start) > 0 {
+		path := g.Services[0].Start[0].Path
+		return path[strings.LastIndexByte(path, '/')+1:]
+	}
+	return strings.TrimSuffix(g.Name, ".service")
+}
+
+// journalWriter prints a line in one of journalctl's forms.
+func (s *session) journalWriter(j *journalFlags, groups []hostapi.Group) (func(unitLog) error, error) {
+	host, _ := os.Hostname()
+	ids := map[string]string{}
+	for _, g := range groups {
+		ids[g.Spec.Name] = identifier(g.Spec)
+	}
+	if j.output == "cat" {
+		return func(l unitLog) error {
+			_, text := cutPriority(l.Text)
+			_, err := fmt.Fprintln(s.Out, text)
+			return err
+		}, nil
+	}
+	if strings.HasPrefix(j.output, "json") {
+		e := json.NewEncoder(s.Out)
+		e.SetEscapeHTML(false)
+		if j.output == "json-pretty" {
+			e.SetIndent("", "\t")
+		}
+		return func(l unitLog) error {
+			priority, text := cutPriority(l.Text)
+			return e.Encode(map[string]string{
+				"__REALTIME_TIMESTAMP": strconv.FormatInt(l.Time.UnixMicro(), 10), "MESSAGE": text, "PRIORITY": strconv.Itoa(priority),
+				"_SYSTEMD_UNIT": l.unit, "SYSLOG_IDENTIFIER": ids[l.unit], "_HOSTNAME": host, "_TRANSPORT": "stdout", "LEGION_STREAM": l.Stream,
+			})
+		}, nil
+	}
+	layout, ok := map[string]string{
+		"short": time.Stamp, "short-full": "Mon 2006-01-02 15:04:05 MST", "short-iso": "2006-01-02T15:04:05-0700", "short-iso-precise": "2006-01-02T15:04:05.000000-0700",
+		"short-precise": "Jan _2 15:04:05.000000", "with-unit": "Mon 2006-01-02 15:04:05 MST", "short-unix": "", "verbose": "Mon 2006-01-02 15:04:05.000000 MST",
+		"short-monotonic": "Jan _2 15:04:05.000000",
+	}[j.output]
+	if !ok {
+		return nil, &Exit{exitFailure, fmt.Errorf("Unknown output format '%s'.", j.output)} //lint:ignore ST1005 journalctl's words
+	}
+	layout = strings.Replace(layout, "_2", "02", 1)
+	return func(l unitLog) error {
+		at := l.Time.Local()
+		if j.utc {
+			at = l.Time.UTC()
+		}
+		head := at.Format(layout)
+		if layout == "" {
+			head = fmt.Sprintf("%d.%06d", at.Unix(), at.Nanosecond()/1000)
+		}
+		if !j.noHostname {
+			head += " " + host
+		}
+		id := ids[l.unit]
+		if j.output == "with-unit" {
+			id = l.unit
+		}
+		_, text := cutPriority(l.Text)
+		_, err := fmt.Fprintf(s.Out, "%s %s: %s\n", head, id, text)
+		return err
+	}, nil
+}

@@ -1,0 +1,198 @@
+// Package controller runs the loops of the control plane that are Legion's
+// own: DaemonSets, the readiness of nodes, and the removal of pods whose node
+// is gone. What they do to a DaemonSet is decided by the pure packages
+// daemonset and placement; this package watches, writes and waits.
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/kubernetes/pkg/controller/tainteviction"
+
+	"legion.dev/legion/internal/daemonset"
+)
+
+// Config says what Run works on. Only Client is required.
+type Config struct {
+	// Client reaches the API server. On Legion's own server it should have no
+	// rate limit (rest.Config.QPS = -1).
+	Client kubernetes.Interface
+	// NodeGrace is how long a node's Lease may go without renewal before its
+	// Ready condition becomes Unknown. Default 40 s.
+	NodeGrace time.Duration
+	// LeaveBinding leaves the choice of spec.nodeName to the cluster's
+	// scheduler, and with it the question whether a pod fits.
+	LeaveBinding bool
+	// LeaveNodes leaves nodes, evictions and pods of gone nodes to the
+	// cluster's own controllers.
+	LeaveNodes bool
+	// Writes is the most writes that are under way at a time; how many are is
+	// found out from how the server does. Default 256.
+	Writes int
+	// Log takes what goes wrong. Default: slog.Default().
+	Log *slog.Logger
+}
+
+func (c Config) completed() (Config, error) {
+	if c.Client == nil {
+		return c, errors.New("cannot run the controllers: Config.Client is not set")
+	}
+	if c.NodeGrace <= 0 {
+		c.NodeGrace = 40 * time.Second
+	}
+	if c.Writes <= 0 {
+		c.Writes = 256
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return c, nil
+}
+
+// Run runs the controllers until ctx ends. It returns an error only if they
+// cannot start.
+func Run(ctx context.Context, config Config) error {
+	cfg, err := config.completed()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	all := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(slim))
+	leases := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0,
+		informers.WithNamespace(corev1.NamespaceNodeLease), informers.WithTransform(slim))
+	events := newTeller(eventsAPI{cfg.Client}, cfg.Log)
+	recorder := events.as
+
+	pods := all.Core().V1().Pods().Informer()
+	if err := pods.AddIndexers(podIndexers); err != nil {
+		return fmt.Errorf("cannot index pods: %w", err)
+	}
+	loops := []func(context.Context){events.run}
+	d, err := newDaemons(cfg, all, recorder("daemonset-controller"))
+	if err != nil {
+		return err
+	}
+	loops = append(loops, d.run)
+	if !cfg.LeaveBinding {
+		u, err := newUnbound(cfg, all, recorder("legion"))
+		if err != nil {
+			return err
+		}
+		loops = append(loops, u.run)
+	}
+	if !cfg.LeaveNodes {
+		n, err := newNodes(cfg, all, leases, recorder("node-controller"))
+		if err != nil {
+			return err
+		}
+		g, err := newOrphans(cfg, all)
+		if err != nil {
+			return err
+		}
+		taints, err := tainteviction.New(ctx, cfg.Client, all.Core().V1().Pods(), all.Core().V1().Nodes(), "taint-eviction-controller")
+		if err != nil {
+			return fmt.Errorf("cannot set up eviction by taints: %w", err)
+		}
+		loops = append(loops, n.run, g.run, taints.Run)
+	}
+
+	all.Start(ctx.Done())
+	leases.Start(ctx.Done())
+	defer all.Shutdown()
+	defer leases.Shutdown()
+	for _, f := range []informers.SharedInformerFactory{all, leases} {
+		for t, ok := range f.WaitForCacheSync(ctx.Done()) {
+			if !ok && ctx.Err() == nil {
+				return fmt.Errorf("cannot read %v from the API server", t)
+			}
+		}
+	}
+	var wg sync.WaitGroup
+	for _, loop := range loops {
+		wg.Go(func() { loop(ctx) })
+	}
+	<-ctx.Done()
+	cancel()
+	wg.Wait()
+	return nil
+}
+
+// slim drops from cached objects what no loop here reads, so that a large
+// fleet stays cheap to hold.
+func slim(obj any) (any, error) {
+	if m, err := meta.Accessor(obj); err == nil {
+		m.SetManagedFields(nil)
+	}
+	switch o := obj.(type) {
+	case *corev1.Pod:
+		o.Spec.Volumes = nil
+		for _, cs := range [][]corev1.Container{o.Spec.Containers, o.Spec.InitContainers} {
+			for i := range cs {
+				c := &cs[i]
+				*c = corev1.Container{Name: c.Name, Ports: c.Ports, Resources: c.Resources, RestartPolicy: c.RestartPolicy}
+			}
+		}
+		daemonset.SlimStatus(o)
+		o.Annotations = nil
+	case *corev1.Node:
+		o.Status.Images, o.Annotations = nil, nil
+	case *coordinationv1.Lease:
+		o.Labels, o.Annotations = nil, nil
+	}
+	return obj, nil
+}
+
+// Names of the pod indexes.
+const (
+	byPair   = "legion-daemonset-node" // owner's UID / target node
+	byOwner  = "legion-daemonset"      // owner's UID
+	byOrphan = "legion-orphan"         // namespace of pods without a controller
+	byNode   = "spec.nodeName"         // the name by which upstream's eviction looks it up
+)
+
+var podIndexers = cache.Indexers{
+	byPair: func(obj any) ([]string, error) {
+		if pod, ok := obj.(*corev1.Pod); ok {
+			if owner := owningDaemonSet(pod); owner != nil {
+				return []string{pairIndex(owner.UID, targetNode(pod))}, nil
+			}
+		}
+		return nil, nil
+	},
+	byOwner: func(obj any) ([]string, error) {
+		if pod, ok := obj.(*corev1.Pod); ok {
+			if owner := owningDaemonSet(pod); owner != nil {
+				return []string{string(owner.UID)}, nil
+			}
+		}
+		return nil, nil
+	},
+	byOrphan: func(obj any) ([]string, error) {
+		if pod, ok := obj.(*corev1.Pod); ok && controllerOf(pod) == nil {
+			return []string{pod.Namespace}, nil
+		}
+		return nil, nil
+	},
+	byNode: func(obj any) ([]string, error) {
+		if pod, ok := obj.(*corev1.Pod); ok && pod.Spec.NodeName != "" {
+			return []string{pod.Spec.NodeName}, nil
+		}
+		return nil, nil
+	},
+}
+
+var daemonSetKind = appsv1.SchemeGroupVersion.WithKind("DaemonSet")

@@ -1,0 +1,399 @@
+package host
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/machine"
+	"legion.dev/legion/internal/service"
+	"legion.dev/legion/internal/store"
+)
+
+// carryOut does one thing that a machine asks for.
+func (h *Host) carryOut(u *unit, e machine.Effect, now time.Time) {
+	switch e := e.(type) {
+	case machine.Transition:
+		h.transition(u, e, now)
+	case machine.Spawn:
+		h.spawn(u, e)
+	case machine.Signal:
+		h.signal(u, e)
+	case machine.FindMain:
+		h.findMain(u, e)
+	case machine.RunProbe:
+		h.probe(u, e)
+	case machine.CleanUp:
+		h.cleanUp(u, e)
+	}
+}
+
+func (h *Host) transition(u *unit, t machine.Transition, now time.Time) {
+	entry := hostapi.Transition{
+		At: now, Group: u.g.spec.Name, Service: u.spec.Name, Run: t.Run, From: t.From, To: t.To, Reason: t.Reason,
+	}
+	u.g.remember(entry)
+	if h.o.Events != nil {
+		if err := h.o.Events(entry); err != nil {
+			h.o.Log.Error("cannot write the event journal", "error", err)
+		}
+	}
+	h.seen(u.g, t)
+	h.jobSees(u, t)
+}
+
+// startsAtOnce bounds how many starts are under way beside the loop. Each holds
+// a thread while it waits for a disk.
+const startsAtOnce = 16
+
+// spawn starts a process. It runs beside the loop: exec may have to wait for a
+// disk.
+func (h *Host) spawn(u *unit, e machine.Spawn) {
+	if h.reexec {
+		return // the intent is written down, and the next legiond carries it out
+	}
+	list := map[service.State][]service.Command{
+		service.StartPre: u.spec.StartPre, service.Start: u.spec.Start, service.StartPost: u.spec.StartPost,
+		service.Reload: u.spec.Reload, service.Stop: u.spec.Stop, service.StopPost: u.spec.StopPost,
+	}[e.Kind]
+	spec := *u.spec
+	q := Request{
+		Group: u.g.spec.Name, Service: spec.Name, Run: e.Run, Command: list[e.Index], Context: &spec.Exec, Env: h.environment(u, e),
+	}
+	if e.Kind == service.Start {
+		files, err := dup(h.passed(u))
+		if err != nil {
+			h.note(u.g, "cannot pass its file descriptors", err)
+		}
+		q.Files = files
+	}
+	path := u.cgroup
+	h.spawning++
+	go func() {
+		h.starts <- struct{}{}
+		defer func() { <-h.starts }()
+		defer hangUp(q.Files)
+		var p Process
+		var lost []string
+		dir, err := h.o.Cgroups.Create(path)
+		h.point("before a fork")
+		if err == nil {
+			q.Enter, lost = h.o.Cgroups.Limit(path, spec.Resources)
+			q.Cgroup = dir
+			q.Stdout, q.Stderr, err = h.o.Logs.Attach(q.Group, q.Service, q.Run)
+		}
+		if err != nil {
+			err = fmt.Errorf("cannot start %s: %w", u.title(), err)
+		} else {
+			p, err = h.o.Processes.Start(q)
+		}
+		h.point("after a fork")
+		h.later(func() {
+			u.unbounded = lost
+			h.spawned(u, e, dir, p, err)
+		})
+	}()
+}
+
+func (h *Host) spawned(u *unit, e machine.Spawn, dir string, p Process, err error) {
+	h.spawning--
+	if dir != "" {
+		u.dir = dir
+	}
+	if err != nil {
+		h.step(u, machine.Event{Kind: machine.SpawnFailed, Run: e.Run, Proc: e.Proc, Message: err.Error()})
+	} else {
+		h.own(u, e.Run, e.Proc, p)
+		if u.spec.Resources != nil {
+			u.ooms = h.o.Cgroups.OOMKills(u.cgroup)
+		}
+		h.step(u, machine.Event{Kind: machine.Spawned, Run: e.Run, Proc: e.Proc, PID: p.PID(), StartTicks: p.StartTicks()})
+	}
+	// What it said comes before its end.
+	h.notifiedEarly()
+	if err == nil {
+		h.exitedEarly(p.PID())
+	}
+}
+
+// own notes whose process it is.
+func (h *Host) own(u *unit, run, proc uint64, p Process) {
+	u.procs[proc] = p
+	h.o.Cgroups.Started(u.cgroup, p.PID(), h.invocation(u, run))
+	h.owners[p.PID()] = owner{u: u, proc: proc, run: run, ticks: p.StartTicks()}
+}
+
+// notifiedEarly takes the messages that came before the news of a start: a
+// process may be ready before its parent has had a word of it.
+func (h *Host) notifiedEarly() {
+	notes := h.earlyNotes
+	h.earlyNotes = nil
+	for _, m := range notes {
+		h.notified(m)
+	}
+}
+
+func (h *Host) exitedEarly(pid int) {
+	if x, ok := h.early[pid]; ok {
+		delete(h.early, pid)
+		h.exited(x)
+	}
+}
+
+// invocation names a run to the processes in it (INVOCATION_ID of
+// systemd.exec(5)); an adopting legiond knows them by it.
+func (h *Host) invocation(u *unit, run uint64) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%d", h.o.BootID, u.g.spec.Name, u.spec.Name, run))
+	return hex.EncodeToString(sum[:16])
+}
+
+// processMark is in the environment of one process, and of those that it starts.
+func (h *Host) processMark(u *unit, run, proc uint64) string {
+	return fmt.Sprintf("LEGION_PROCESS=%s.%d", h.invocation(u, run), proc)
+}
+
+func (h *Host) environment(u *unit, e machine.Spawn) []string {
+	env := []string{"INVOCATION_ID=" + h.invocation(u, e.Run), h.processMark(u, e.Run, e.Proc)}
+	s := u.spec
+	if s.Type == service.Notify || s.Type == service.NotifyReload || s.Watchdog > 0 || s.NotifyAccess != "" && s.NotifyAccess != service.NotifyNone {
+		env = append(env, "NOTIFY_SOCKET="+h.o.Notes.Path())
+	}
+	if s.Watchdog > 0 && e.Kind == service.Start {
+		env = append(env, "WATCHDOG_USEC="+strconv.FormatInt(s.Watchdog.Microseconds(), 10))
+	}
+	if m := u.in.Main; m != nil && m.PID != 0 && !e.Main {
+		env = append(env, "MAINPID="+strconv.Itoa(m.PID))
+	}
+	if e.Kind == service.Stop || e.Kind == service.StopPost {
+		env = append(env, "SERVICE_RESULT="+string(u.in.Result))
+		if n := u.in.Newest; n != nil && n.Exit != nil && n.Number == e.Run {
+			code, status := "exited", strconv.Itoa(n.Exit.Code)
+			if n.Exit.Signal != 0 {
+				code, status = "killed", strings.TrimPrefix(machine.SignalName(n.Exit.Signal), "SIG")
+				if n.Exit.Core {
+					code = "dumped"
+				}
+			}
+			env = append(env, "EXIT_CODE="+code, "EXIT_STATUS="+status)
+		}
+	}
+	return env
+}
+
+// signal sends to the processes that the machine knows and, where it asks for
+// all, to the others in the cgroup: to each once.
+func (h *Host) signal(u *unit, e machine.Signal) {
+	const sigkill, sigcont, sighup = 9, 18, 1
+	if e.All && e.Number == sigkill {
+		if err := h.o.Cgroups.Kill(u.cgroup); err != nil {
+			h.note(u.g, "cannot kill the cgroup", err)
+		}
+	}
+	send := func(n int) {
+		for _, pid := range e.PIDs {
+			if err := h.signalKnown(u, pid, n); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				h.note(u.g, "cannot send "+machine.SignalName(n), err)
+			}
+		}
+		if !e.All || e.Number == sigkill {
+			return
+		}
+		if err := h.o.Cgroups.Signal(u.cgroup, n, e.PIDs); err != nil {
+			h.note(u.g, "cannot send "+machine.SignalName(n)+" to the cgroup", err)
+		}
+	}
+	send(e.Number)
+	if e.Cont {
+		send(sigcont)
+	}
+	if e.Hup {
+		send(sighup)
+	}
+}
+
+func (h *Host) signalKnown(u *unit, pid, n int) error {
+	if o, ok := h.owners[pid]; ok && o.u == u {
+		return u.procs[o.proc].Signal(n)
+	}
+	return os.ErrProcessDone
+}
+
+// findMain looks for the main process that a Type=forking service left behind,
+// or takes the one that MAINPID= names.
+func (h *Host) findMain(u *unit, e machine.FindMain) {
+	pid, err := e.PID, error(nil)
+	if pid == 0 {
+		pid, err = h.lookForMain(u)
+	}
+	var p Process
+	if err == nil {
+		p, err = h.adoptMain(u, pid)
+	}
+	if err != nil {
+		h.step(u, machine.Event{Kind: machine.MainMissing, Run: e.Run, Message: err.Error()})
+		return
+	}
+	proc := u.in.Procs + 1 // the number that the machine gives it
+	if m := u.in.Main; m != nil {
+		if m.PID == pid {
+			return
+		}
+		delete(u.procs, m.ID)
+		delete(h.owners, m.PID)
+	}
+	h.own(u, e.Run, proc, p)
+	h.step(u, machine.Event{Kind: machine.MainFound, Run: e.Run, PID: pid, StartTicks: p.StartTicks()})
+	h.exitedEarly(pid)
+}
+
+func (h *Host) adoptMain(u *unit, pid int) (Process, error) {
+	if pid <= 1 || pid == os.Getpid() {
+		return nil, fmt.Errorf("process %d cannot be the main process of a service", pid)
+	}
+	if mode, _ := h.o.Cgroups.Mode(); mode != "none" {
+		if _, ok := h.o.Cgroups.Of(pid, []string{u.cgroup}); !ok {
+			return nil, fmt.Errorf("process %d is not one of %s", pid, u.title())
+		}
+	}
+	p, err := h.o.Processes.Adopt(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("process %d: %w", pid, err)
+	}
+	return p, nil
+}
+
+func (h *Host) lookForMain(u *unit) (int, error) {
+	if file := u.spec.PIDFile; file != "" {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return 0, fmt.Errorf("no main process yet: %w", err)
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+		if err != nil || pid <= 1 {
+			return 0, fmt.Errorf("%s does not hold a process ID", file)
+		}
+		return pid, nil
+	}
+	pids, err := h.o.Cgroups.Pids(u.cgroup)
+	if err != nil {
+		return 0, err
+	}
+	if len(pids) == 1 {
+		return pids[0], nil
+	}
+	// As systemd: the one whose parent is the service manager, if it is alone.
+	var found []int
+	for _, pid := range pids {
+		if parent(pid) == os.Getpid() || parent(pid) == 1 {
+			found = append(found, pid)
+		}
+	}
+	if len(found) == 1 {
+		return found[0], nil
+	}
+	return 0, fmt.Errorf("%d processes, and no telling which is the main one", len(pids))
+}
+
+func parent(pid int) int {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, ok := strings.Cut(string(data[strings.LastIndexByte(string(data), ')')+1:]), " ")
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 2 {
+		return 0
+	}
+	n, _ := strconv.Atoi(fields[1])
+	return n
+}
+
+func (h *Host) probe(u *unit, e machine.RunProbe) {
+	p := map[machine.ProbeKind]*service.Probe{
+		machine.StartupProbe: u.spec.Startup, machine.ReadinessProbe: u.spec.Readiness, machine.LivenessProbe: u.spec.Liveness,
+	}[e.Kind]
+	spec := *u.spec
+	t := Target{Group: u.g.spec.Name, Service: spec.Name, Run: e.Run, Context: &spec.Exec, Cgroup: u.dir}
+	_, timeout := machine.Timing(p)
+	go func() {
+		ctx, cancel := context.WithTimeout(h.ctx, timeout)
+		defer cancel()
+		ok, message := h.o.Probes.Probe(ctx, p, t)
+		h.later(func() {
+			h.step(u, machine.Event{Kind: machine.Probed, Run: e.Run, Probe: e.Kind, OK: ok, Message: message})
+		})
+	}()
+}
+
+func (h *Host) cleanUp(u *unit, e machine.CleanUp) {
+	if err := h.o.Processes.CleanUp(u.g.spec.Name, u.spec, e.Restarting); err != nil {
+		h.note(u.g, "cannot remove what the run left", err)
+	}
+	if u.spec.FDStorePreserve == "no" {
+		u.forget("")
+	}
+	if e.Restarting {
+		h.o.Logs.Ended(u.g.spec.Name, u.spec.Name)
+		return
+	}
+	if u.spec.FDStorePreserve != "yes" {
+		u.forget("")
+	}
+	if u.spec.PIDFile != "" {
+		_ = os.Remove(u.spec.PIDFile) // the service may have done so itself
+	}
+	paths := []string{u.cgroup}
+	if u.g.idleBut(u) {
+		h.release(u.g)
+		paths = append(paths, u.g.spec.Name)
+	}
+	for _, path := range paths {
+		if pids, err := h.o.Cgroups.Pids(path); err == nil && len(pids) == 0 {
+			if err := h.o.Cgroups.Remove(path); err != nil {
+				h.note(u.g, "cannot remove the cgroup", err)
+			}
+		}
+	}
+	h.o.Logs.Detach(u.g.spec.Name, u.spec.Name)
+}
+
+// release takes away what the group's mounts needed.
+func (h *Host) release(g *group) {
+	if err := h.o.Processes.Release(&g.spec); err != nil {
+		h.note(g, "cannot take away what its mounts needed", err)
+	}
+}
+
+// save writes what is known of a group; the disk is not waited for.
+func (h *Host) save(g *group) {
+	r := record{Timer: g.timer, Boot: h.o.BootID, Wanted: g.wanted, By: g.by, Deleting: g.deleting, Up: g.up, Waits: g.waits, Instances: map[string]machine.Instance{}}
+	for _, u := range g.services {
+		r.Instances[u.spec.Name] = u.in
+	}
+	h.point("before a write")
+	defer h.point("after a write")
+	const what = "cannot write its state, so a legiond that takes over would not know it"
+	if err := h.o.Store.Save(store.Runs, g.spec.Name, r); err != nil {
+		h.note(g, what, err)
+	} else if len(g.failures) > 0 {
+		h.works(g, what)
+	}
+}
+
+// want notes who wants the group to run, or not.
+func (h *Host) want(g *group, wanted bool, by string) {
+	g.wanted, g.by = wanted, by
+	h.dirty[g.spec.Name] = struct{}{}
+	if !g.unit {
+		if err := h.o.Store.Save(store.Wishes, g.spec.Name, wish{Wanted: wanted, By: by, Deleting: g.deleting}); err != nil {
+			h.note(g, "cannot write what is wanted of it", err)
+		}
+	}
+}

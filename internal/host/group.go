@@ -1,0 +1,233 @@
+package host
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/machine"
+	"legion.dev/legion/internal/service"
+	"legion.dev/legion/internal/timer"
+	"legion.dev/legion/internal/view"
+)
+
+// group is one group on this host: its definition, what is wanted of it, and
+// what its services do. Only the loop touches it.
+type group struct {
+	spec service.Group
+	// unit: it comes from a unit file; else it was put by request.
+	unit bool
+	// gone: its unit file is; it is forgotten once it has stopped.
+	gone bool
+	// demanded: the unit file was read because somebody asked for the unit.
+	demanded bool
+	// phase is what follow has seen last; waits are the groups for want of
+	// which this one is down.
+	phase    phase
+	waits    []string
+	wanted   bool
+	by       string
+	deleting bool
+	// up is whether a group without services, a target, is active.
+	up       bool
+	services []*unit
+	job      *job
+	// timer is set for a timer that is up. broken is why a timer, path or
+	// socket has failed.
+	timer  *timer.Instance
+	broken string
+	// sockets and path are set for a socket and a path that are up.
+	sockets *sockets
+	path    *path
+	// listener is the socket unit that a connection's instance came from.
+	listener string
+	// began and ended are the uptimes at which the group last left, and came
+	// back to, rest; zero for never.
+	began, ended time.Duration
+	// skipped is why the last start was skipped by a condition.
+	skipped string
+	history []hostapi.Transition
+	// failures are what could not be done for the group (its state on disk).
+	failures []service.Warning
+}
+
+// unit is one service of a group, with its machine.
+type unit struct {
+	g      *group
+	spec   *service.Service
+	in     machine.Instance
+	cgroup string // relative path
+	procs  map[uint64]Process
+	// dir is the cgroup's directory, once made.
+	dir string
+	// unbounded are the limits that the machine cannot keep; ooms is how many
+	// processes had died for want of memory when it was last looked.
+	unbounded []string
+	ooms      int
+	// conn is the connection that the service is for, until it has it.
+	conn *File
+	// kept are the descriptors that the service has left here.
+	kept []File
+}
+
+// record is a group on disk, in the store's Runs.
+type record struct {
+	// Boot names the life of the machine, or of legiond where it ended in good
+	// order, in which the instances are true.
+	Boot      string                      `json:"boot"`
+	Wanted    bool                        `json:"wanted,omitempty"`
+	By        string                      `json:"by,omitempty"`
+	Deleting  bool                        `json:"deleting,omitempty"`
+	Up        bool                        `json:"up,omitempty"`
+	Timer     *timer.Instance             `json:"timer,omitempty"`
+	Waits     []string                    `json:"waits,omitempty"`
+	Instances map[string]machine.Instance `json:"instances,omitempty"`
+}
+
+// wish is what is wanted of a group that was put, in the store's Wishes.
+type wish struct {
+	Wanted   bool   `json:"wanted"`
+	By       string `json:"by,omitempty"`
+	Deleting bool   `json:"deleting,omitempty"`
+}
+
+func newGroup(spec service.Group, now time.Time) *group {
+	g := &group{}
+	g.define(spec, now)
+	return g
+}
+
+// define gives the group its definition. Services that stay keep their
+// instance; new ones begin dead.
+func (g *group) define(spec service.Group, now time.Time) {
+	old := g.services
+	g.spec, g.services = spec, nil
+	for i := range spec.Services {
+		s := &g.spec.Services[i]
+		k := slices.IndexFunc(old, func(u *unit) bool { return u.spec.Name == s.Name })
+		u := &unit{g: g, in: machine.New(now), procs: map[uint64]Process{}}
+		if k >= 0 {
+			u = old[k]
+		}
+		u.spec = s
+		u.cgroup = spec.Name
+		if len(spec.Services) > 1 || s.Name != spec.Name {
+			u.cgroup += "/" + s.Name
+		}
+		g.services = append(g.services, u)
+	}
+}
+
+// config is what the machine is told about the service.
+func (u *unit) config() machine.Config {
+	return machine.Config{Service: u.spec, StartLimit: u.g.spec.StartLimit, Grace: u.g.spec.Grace}
+}
+
+func (u *unit) title() string {
+	if u.spec.Name == u.g.spec.Name {
+		return u.g.spec.Name
+	}
+	return u.g.spec.Name + "/" + u.spec.Name
+}
+
+// alive says whether a process of the group may be running or about to.
+func (g *group) alive() bool {
+	for _, u := range g.services {
+		if u.in.State.Alive() {
+			return true
+		}
+	}
+	return false
+}
+
+// active says whether others may count on the group: it runs, or has done what
+// remains.
+func (g *group) active() bool {
+	if len(g.services) == 0 {
+		return g.up
+	}
+	for _, u := range g.services {
+		switch u.in.State {
+		case service.Running, service.Exited, service.Reload:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// idle says whether a stop would change nothing.
+func (g *group) idle() bool {
+	if len(g.services) == 0 {
+		return !g.up
+	}
+	for _, u := range g.services {
+		if u.in.State != service.Dead && u.in.State != service.Failed {
+			return false
+		}
+	}
+	return true
+}
+
+// waitsForRestart says whether a service of the group is between two runs.
+func (g *group) waitsForRestart() bool {
+	return slices.ContainsFunc(g.services, func(u *unit) bool { return u.in.State == service.AutoRestart })
+}
+
+// idleBut says whether no other service of the group has anything running.
+func (g *group) idleBut(u *unit) bool {
+	for _, o := range g.services {
+		if o != u && o.in.State != service.Dead && o.in.State != service.Failed {
+			return false
+		}
+	}
+	return true
+}
+
+func (g *group) status(logs Logs, lost []string, without func(*service.ExecContext) []string) service.GroupStatus {
+	st := service.GroupStatus{
+		Name: g.spec.Name, Wanted: g.wanted, By: g.by, Deleting: g.deleting,
+		Warnings: slices.Concat(g.spec.Warnings, g.failures),
+	}
+	if len(g.services) == 0 {
+		st.Wanted = g.up
+	}
+	st.Trigger = g.trigger()
+	for _, u := range g.services {
+		s := u.in.Status(u.spec)
+		s.Cgroup, s.LogDir, s.Lost = u.dir, logs.Dir(g.spec.Name, u.spec.Name), slices.Concat(lost, without(&u.spec.Exec), u.unbounded)
+		if g.skipped != "" && s.State == service.Dead {
+			s.Reason = g.skipped
+		}
+		st.Services = append(st.Services, s)
+	}
+	return st
+}
+
+func (h *Host) wire(g *group) hostapi.Group {
+	return view.Wire(g.spec, g.status(h.o.Logs, h.o.Cgroups.Lost(), h.o.Processes.Without))
+}
+
+// historyLength is how many transitions are kept in memory for each group.
+const historyLength = 40
+
+func (g *group) remember(t hostapi.Transition) {
+	if len(g.history) >= historyLength {
+		g.history = append(g.history[:0], g.history[1:]...)
+	}
+	g.history = append(g.history, t)
+}
+
+// canReload says whether any service of the group knows how.
+func (g *group) canReload() bool {
+	for _, u := range g.services {
+		if len(u.spec.Reload) > 0 || u.spec.Type == service.NotifyReload {
+			return true
+		}
+	}
+	return false
+}
+
+// sentence joins what is listed for a person.
+func sentence(words []string) string { return strings.Join(words, ", ") }

@@ -1,0 +1,181 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/machine"
+	"legion.dev/legion/internal/service"
+	"legion.dev/legion/internal/store"
+)
+
+// What the loop needs of the packages that touch the machine. internal/app
+// joins them.
+
+// Processes starts processes, takes up those of an earlier legiond, and tells
+// of their ends.
+type Processes interface {
+	Start(Request) (Process, error)
+	// Adopt returns ErrGone if the process is not there any more.
+	Adopt(pid int, startTicks uint64) (Process, error)
+	Exits() <-chan Exited
+	// Belongs says whether the environment of the process holds the entry.
+	Belongs(pid int, entry string) bool
+	// Leads says whether the process began its session, as every process does
+	// that Start has made.
+	Leads(pid int) bool
+	// Invocations lists processes by the INVOCATION_ID in their environment.
+	Invocations() map[string][]int
+	// Unborn says whether the process is still the service manager's own
+	// program, between fork and exec.
+	Unborn(pid int) bool
+	// Begin is called once all is adopted: orphans are collected from then on.
+	Begin()
+	// Suspend collects no more, and ends Exits with one of process 0.
+	Suspend()
+	// CleanUp removes the runtime and private directories that a service of
+	// the group leaves behind.
+	CleanUp(group string, s *service.Service, restarting bool) error
+	// Without names what of the context this machine cannot give.
+	Without(c *service.ExecContext) []string
+	// Release removes what the mounts of a group that has ended needed.
+	Release(g *service.Group) error
+}
+
+// ErrGone is the error of Adopt for a process that has ended.
+var ErrGone = errors.New("the process is gone")
+
+// Process is one that lives, or did when it was last looked at.
+type Process interface {
+	PID() int
+	StartTicks() uint64
+	// Signal takes a Linux number.
+	Signal(number int) error
+	// Close ends the watch for its exit.
+	Close()
+}
+
+// Request is one process to start.
+type Request struct {
+	Group, Service string
+	Run            uint64
+	Command        service.Command
+	Context        *service.ExecContext
+	Env            []string
+	Cgroup         string
+	Stdout, Stderr string
+	// Enter are directories of further cgroups to be put into.
+	Enter []string
+	// Files are passed from descriptor 3 on (sd_listen_fds(3)).
+	Files []File
+}
+
+// File is an open file descriptor with its name in LISTEN_FDNAMES.
+type File struct {
+	Name string
+	FD   int
+}
+
+// Exited tells that a process has ended.
+type Exited struct {
+	PID        int
+	StartTicks uint64
+	Exit       service.Exit
+}
+
+// Cgroups tracks the processes of a service, however they forked. Paths are
+// relative to legiond's own cgroup.
+type Cgroups interface {
+	// Create returns the absolute directory; empty where there are no cgroups.
+	Create(path string) (dir string, err error)
+	Pids(path string) ([]int, error)
+	// Populated says whether Pids would list any.
+	Populated(path string) bool
+	// Signal sends to every process but those in except.
+	Signal(path string, number int, except []int) error
+	Kill(path string) error
+	// Limit bounds what a path may use. Processes of it have to enter the
+	// directories as well; lost is what cannot be bounded.
+	Limit(path string, r *service.Limits) (enter, lost []string)
+	// OOMKills counts those of the path's that died for want of memory.
+	OOMKills(path string) int
+	Remove(path string) error
+	// Empty tells of cgroups whose last process has ended.
+	Empty() <-chan string
+	// Of finds which of the paths a process belongs to, the innermost.
+	Of(pid int, paths []string) (string, bool)
+	// ByID finds the path whose cgroup has the inode.
+	ByID(id uint64) (string, bool)
+	// Started and Exited tell of processes; where there are no cgroups they
+	// are all there is to go by.
+	Started(path string, pid int, invocation string)
+	Exited(pid int)
+	// Mode is "v2", or "none" with the reason; Lost is what services then do
+	// without.
+	Mode() (mode, reason string)
+	Lost() []string
+}
+
+// Logs takes what services write, and gives it back.
+type Logs interface {
+	// Attach makes the FIFOs of a run, or takes them up again.
+	Attach(group, service string, run uint64) (stdout, stderr string, err error)
+	// Ended tells that a run is over, Detach that no other follows soon.
+	Ended(group, service string)
+	Detach(group, service string)
+	Remove(group string) error
+	Dir(group, service string) string
+	Read(ctx context.Context, group, service string, q hostapi.LogQuery, w io.Writer) error
+	Problems() []service.Warning
+}
+
+// Message is one of sd_notify(3).
+type Message struct {
+	PID  int
+	Note machine.Note
+	// CgroupID is the inode of the sender's cgroup; 0 where it is not known.
+	CgroupID uint64
+	// FDs came with it. Store asks to keep them under the name Name, Remove to
+	// close those kept under it.
+	FDs           []int
+	Store, Remove bool
+	Name          string
+}
+
+// Notes receives sd_notify(3) messages at Path.
+type Notes interface {
+	Path() string
+	Messages() <-chan Message
+	// Suspend receives no more and closes Messages; the socket stays.
+	Suspend()
+}
+
+// Probes asks a service how it is. Exec probes are run through start.
+type Probes interface {
+	Probe(ctx context.Context, p *service.Probe, t Target) (ok bool, message string)
+}
+
+// Target is the service that a probe asks.
+type Target struct {
+	Group, Service string
+	Run            uint64
+	Context        *service.ExecContext
+	Cgroup         string
+}
+
+// Units reads the unit files.
+type Units interface {
+	Load() ([]service.Group, []service.Warning)
+	// Find reads one unit, which may be an instance that nothing names.
+	Find(name string) (service.Group, error)
+	Path() []string
+}
+
+// Store keeps state; *store.Store is one.
+type Store interface {
+	Save(k store.Kind, name string, v any) error
+	Delete(k store.Kind, name string) error
+	Sync() error
+}

@@ -1,0 +1,134 @@
+package journal
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// position is a place in a service's files.
+type position struct {
+	seq    int
+	offset int64
+}
+
+func (p position) before(q position) bool {
+	return p.seq < q.seq || p.seq == q.seq && p.offset < q.offset
+}
+
+// mark tells where the output of a run begins.
+type mark struct {
+	run   uint64
+	began time.Time
+	position
+}
+
+// maxMarks bounds the file "runs" for a service that is restarted again and
+// again and writes little.
+const maxMarks = 1000
+
+// run is the newest run, 0 for none.
+func (l *log) run() uint64 {
+	for i := len(l.pending) - 1; i >= 0; i-- {
+		if m := l.pending[i].mark; m != nil {
+			return m.run
+		}
+	}
+	if n := len(l.marks); n > 0 {
+		return l.marks[n-1].run
+	}
+	return 0
+}
+
+// mark notes that a run begins here.
+func (j *Journal) mark(l *log, run uint64) {
+	m := &mark{run: run, began: time.Now()}
+	if l.failed == nil {
+		err := j.place(l, m)
+		if err == nil {
+			return
+		}
+		j.fail(l, err)
+	}
+	l.pending = append(l.pending, chunk{mark: m})
+}
+
+// place gives a mark its position and writes it to the file "runs".
+func (j *Journal) place(l *log, m *mark) error {
+	m.position = position{l.last(), l.size}
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(l.dir, "runs"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(m.line())
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return err
+	}
+	l.marks = append(l.marks, *m)
+	if len(l.marks) > maxMarks {
+		j.pruneMarks(l)
+	}
+	return nil
+}
+
+func (m *mark) line() string {
+	return fmt.Sprintf("%d %s %d %d\n", m.run, m.began.UTC().Format(timeFormat), m.seq, m.offset)
+}
+
+// pruneMarks forgets runs whose files are gone, but for the one whose end is
+// still there.
+func (j *Journal) pruneMarks(l *log) {
+	from := 0
+	for i := range l.marks {
+		if l.marks[i].seq < l.seqs[0] {
+			from = i
+		}
+	}
+	from = max(from, len(l.marks)-maxMarks/2)
+	if from == 0 {
+		return
+	}
+	l.marks = append([]mark(nil), l.marks[from:]...)
+	var b strings.Builder
+	for i := range l.marks {
+		b.WriteString(l.marks[i].line())
+	}
+	// If this fails the old file says more than is true, and no harm is done.
+	path := filepath.Join(l.dir, "runs")
+	if os.WriteFile(path+".new", []byte(b.String()), 0o640) == nil {
+		_ = os.Rename(path+".new", path)
+	}
+}
+
+// readMarks reads the file "runs"; a broken line is left out.
+func readMarks(dir string) []mark {
+	data, err := os.ReadFile(filepath.Join(dir, "runs"))
+	if err != nil {
+		return nil
+	}
+	var out []mark
+	for line := range bytes.Lines(data) {
+		var m mark
+		var began string
+		if n, err := fmt.Sscanf(string(line), "%d %s %d %d\n", &m.run, &began, &m.seq, &m.offset); n != 4 || err != nil {
+			continue
+		}
+		if m.began, err = time.Parse(timeFormat, began); err != nil {
+			continue
+		}
+		if n := len(out); n > 0 && m.before(out[n-1].position) {
+			continue
+		}
+		out = append(out, m)
+	}
+	return out
+}

@@ -1,0 +1,204 @@
+package podspec
+
+import (
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/kubernetes/third_party/forked/golang/expansion"
+
+	"legion.dev/legion/internal/service"
+)
+
+// Linux's numbers.
+const (
+	sigHUP  = 1
+	sigINT  = 2
+	sigPIPE = 13
+	sigTERM = 15
+)
+
+// container compiles one container.
+func (c *compiler) container(i int) service.Service {
+	ctr := &c.pod.Spec.Containers[i]
+	at := fmt.Sprintf("spec.containers[%d]", i)
+	c.containerFields(ctr, at)
+	s := service.Service{
+		Name:        ctr.Name,
+		Type:        service.Exec,
+		Restart:     c.restart(ctr),
+		Kill:        service.Kill{Mode: service.KillMixed, Signal: sigTERM},
+		TimeoutStop: grace(c.pod),
+		Exec: service.ExecContext{
+			CleanEnvironment: true,
+			WorkingDirectory: ctr.WorkingDir,
+		},
+	}
+	if s.Exec.WorkingDirectory == "" {
+		s.Exec.WorkingDirectory = "/"
+	}
+	if !path.IsAbs(s.Exec.WorkingDirectory) {
+		c.block(ctr.Name, ConfigError, "%s.workingDir %q is not absolute: runtime %q has no image to start from; give the full path", at, ctr.WorkingDir, HostRuntime)
+	}
+
+	env := c.environment(ctr, at)
+	s.Exec.Environment = env.list()
+	if _, set := env.values["PATH"]; !set {
+		s.Exec.PassEnvironment = []string{"PATH"}
+	}
+
+	if c.node.Root {
+		s.Exec.Mounts = c.mounts(ctr, at, env)
+		s.Exec.CapabilityBoundingSet = c.capabilities(ctr, at)
+		s.Exec.OOMScoreAdjust = c.oomScore(ctr)
+		s.Exec.ReadOnlyRoot = ctr.SecurityContext != nil && isTrue(ctr.SecurityContext.ReadOnlyRootFilesystem)
+	}
+
+	expand := expansion.MappingFuncFor(env.values)
+	argv := make([]string, 0, len(ctr.Command)+len(ctr.Args))
+	for _, word := range append(append([]string{}, ctr.Command...), ctr.Args...) {
+		argv = append(argv, expansion.Expand(word, expand))
+	}
+	if len(ctr.Command) == 0 || argv[0] == "" {
+		c.block(ctr.Name, ConfigError, "container %q has no command: runtime %q runs programs of the node, there is no image whose entrypoint could be taken; set %s.command", ctr.Name, HostRuntime, at)
+		return s
+	}
+	s.Start = []service.Command{command(argv)}
+	c.user(ctr, at, &s.Exec)
+	c.hooks(ctr, at, &s)
+	s.Readiness = c.probe(ctr, ctr.ReadinessProbe, at+".readinessProbe")
+	s.Liveness = c.probe(ctr, ctr.LivenessProbe, at+".livenessProbe")
+	s.Startup = c.probe(ctr, ctr.StartupProbe, at+".startupProbe")
+	return s
+}
+
+func command(argv []string) service.Command {
+	return service.Command{Path: argv[0], Argv: argv, NoExpand: true}
+}
+
+// restart is the kubelet's rule: at once, then from 10 s doubling to 5 min,
+// forgotten after 10 min (pkg/kubelet/kubelet.go, MaxCrashLoopBackOff).
+func (c *compiler) restart(ctr *v1.Container) service.Restart {
+	policy := c.pod.Spec.RestartPolicy
+	if ctr.RestartPolicy != nil {
+		policy = v1.RestartPolicy(*ctr.RestartPolicy)
+	}
+	r := service.Restart{Backoff: &service.Backoff{
+		Initial: 10 * time.Second, Max: 300 * time.Second, ResetAfter: 600 * time.Second,
+	}}
+	switch policy {
+	case v1.RestartPolicyNever:
+		return service.Restart{Mode: service.RestartNo}
+	case v1.RestartPolicyOnFailure:
+		r.Mode = service.RestartOnFailure
+		// A unit that ends by one of these ended cleanly; a container did not.
+		r.Force.Signals = []int{sigHUP, sigINT, sigPIPE, sigTERM}
+	default:
+		r.Mode = service.RestartAlways
+	}
+	return r
+}
+
+// user maps securityContext's identities, the container's before the pod's.
+func (c *compiler) user(ctr *v1.Container, at string, exec *service.ExecContext) {
+	var uid, gid *int64
+	var nonRoot *bool
+	if p := c.pod.Spec.SecurityContext; p != nil {
+		uid, gid, nonRoot = p.RunAsUser, p.RunAsGroup, p.RunAsNonRoot
+		for _, g := range p.SupplementalGroups {
+			exec.SupplementaryGroups = append(exec.SupplementaryGroups, strconv.FormatInt(g, 10))
+		}
+		if p.FSGroup != nil && c.node.Root {
+			exec.SupplementaryGroups = append(exec.SupplementaryGroups, strconv.FormatInt(*p.FSGroup, 10))
+		}
+	}
+	if s := ctr.SecurityContext; s != nil {
+		if s.RunAsUser != nil {
+			uid = s.RunAsUser
+		}
+		if s.RunAsGroup != nil {
+			gid = s.RunAsGroup
+		}
+		if s.RunAsNonRoot != nil {
+			nonRoot = s.RunAsNonRoot
+		}
+		if s.AllowPrivilegeEscalation != nil && !*s.AllowPrivilegeEscalation {
+			exec.NoNewPrivileges = true
+		}
+	}
+	if uid != nil {
+		exec.User = strconv.FormatInt(*uid, 10)
+	}
+	if gid != nil {
+		exec.Group = strconv.FormatInt(*gid, 10)
+	}
+	if root := (uid == nil && c.node.Root) || (uid != nil && *uid == 0); nonRoot != nil && *nonRoot && root {
+		c.block(ctr.Name, ConfigError, "container %q has runAsNonRoot and would run as root on node %s: set %s.securityContext.runAsUser to another user's number", ctr.Name, c.node.Name, at)
+	}
+}
+
+// probe maps a probe; what has no port or no action to map blocks or is missed.
+func (c *compiler) probe(ctr *v1.Container, p *v1.Probe, at string) *service.Probe {
+	if p == nil {
+		return nil
+	}
+	out := &service.Probe{
+		InitialDelay:     time.Duration(p.InitialDelaySeconds) * time.Second,
+		Period:           time.Duration(p.PeriodSeconds) * time.Second,
+		Timeout:          time.Duration(p.TimeoutSeconds) * time.Second,
+		SuccessThreshold: int(p.SuccessThreshold),
+		FailureThreshold: int(p.FailureThreshold),
+	}
+	if p.TerminationGracePeriodSeconds != nil {
+		c.miss("%s.terminationGracePeriodSeconds", at)
+	}
+	switch {
+	case p.HTTPGet != nil:
+		h := p.HTTPGet
+		out.HTTP = &service.HTTPProbe{Scheme: strings.ToLower(string(h.Scheme)), Host: h.Host, Path: h.Path}
+		if out.HTTP.Host == "" {
+			out.HTTP.Host = c.node.IP
+		}
+		for _, header := range h.HTTPHeaders {
+			out.HTTP.Headers = append(out.HTTP.Headers, [2]string{header.Name, header.Value})
+		}
+		out.HTTP.Port = c.port(ctr, h.Port, at+".httpGet.port")
+	case p.TCPSocket != nil:
+		out.TCP = &service.TCPProbe{Host: p.TCPSocket.Host}
+		if out.TCP.Host == "" {
+			out.TCP.Host = c.node.IP
+		}
+		out.TCP.Port = c.port(ctr, p.TCPSocket.Port, at+".tcpSocket.port")
+	case p.Exec != nil && len(p.Exec.Command) > 0:
+		cmd := command(p.Exec.Command)
+		out.Exec = &cmd
+	case p.GRPC != nil:
+		c.miss("%s.grpc", at)
+		return nil
+	default:
+		c.miss("%s", at)
+		return nil
+	}
+	return out
+}
+
+// port resolves a probe's port, which may be the name of a container port.
+func (c *compiler) port(ctr *v1.Container, p intstr.IntOrString, at string) int {
+	if p.Type == intstr.Int {
+		return p.IntValue()
+	}
+	for _, named := range ctr.Ports {
+		if named.Name == p.StrVal {
+			return int(named.ContainerPort)
+		}
+	}
+	if n, err := strconv.Atoi(p.StrVal); err == nil {
+		return n
+	}
+	c.block(ctr.Name, ConfigError, "%s is %q and container %q has no port of that name: add it to its ports or give the number", at, p.StrVal, ctr.Name)
+	return 0
+}

@@ -1,0 +1,123 @@
+package podspec
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// Honour says on which nodes a field has its effect.
+type Honour string
+
+// Where a field is honoured.
+const (
+	Everywhere Honour = "yes"
+	AsRoot     Honour = "where legiond runs as root"
+	Partly     Honour = "in part"
+	Nowhere    Honour = "not yet"
+	NoMeaning  Honour = "has no meaning"
+)
+
+// Field is one field of a pod, or a field and what is below it.
+type Field struct {
+	// Path leaves out the numbers: "spec.containers[].env[]".
+	Path   string
+	Honour Honour
+	Note   string
+}
+
+// Fields is what runtime "host" makes of a pod. What Compile lists as not
+// honoured is in it; docs/PODS.md is made of it.
+var Fields = []Field{
+	{"spec.runtimeClassName", Everywhere, "`host`; pods of another class or of none wait, and say so"},
+	{"spec.restartPolicy", Everywhere, "back-off as the kubelet's: at once, 10 s, doubling to 5 min, forgotten after 10 min"},
+	{"spec.terminationGracePeriodSeconds", Everywhere, "at least a second"},
+	{"spec.initContainers", Nowhere, "the pod waits and says so"},
+	{"spec.ephemeralContainers", Nowhere, ""},
+	{"spec.activeDeadlineSeconds", Nowhere, ""},
+	{"spec.hostNetwork, hostPID, hostIPC, shareProcessNamespace", NoMeaning, "a process of the host has them"},
+	{"spec.hostUsers", Nowhere, "false"},
+	{"spec.hostname", Nowhere, ""},
+	{"spec.subdomain", Nowhere, ""},
+	{"spec.setHostnameAsFQDN", Nowhere, ""},
+	{"spec.dnsPolicy", Partly, "the host's resolver is used; None has no effect"},
+	{"spec.dnsConfig", Nowhere, ""},
+	{"spec.hostAliases", Nowhere, ""},
+	{"spec.resources.limits", Nowhere, "of the whole pod"},
+	{"spec.resourceClaims", Nowhere, ""},
+	{"spec.readinessGates", Everywhere, ""},
+	{"spec.os", Everywhere, "a pod for another system waits, and says so"},
+
+	{"spec.securityContext.runAsUser, runAsGroup, runAsNonRoot, supplementalGroups", Everywhere, "also of a container"},
+	{"spec.securityContext.fsGroup", AsRoot, "of emptyDir and of the volumes that the agent writes"},
+	{"spec.securityContext.seLinuxOptions", Nowhere, ""},
+	{"spec.securityContext.seccompProfile", Nowhere, ""},
+	{"spec.securityContext.appArmorProfile", Nowhere, ""},
+	{"spec.securityContext.sysctls", Nowhere, ""},
+
+	{"spec.volumes[]", Partly, "emptyDir, hostPath, configMap, secret, downwardAPI, projected; others have no effect. All need root: without it only a hostPath that is mounted where it is"},
+	{"spec.volumes[].hostPath.type", AsRoot, "every type, checked at each start"},
+	{"spec.volumes[].emptyDir.medium", AsRoot, "Memory; huge pages not yet"},
+	{"spec.volumes[].emptyDir.sizeLimit", Partly, "of medium Memory"},
+	{"spec.volumes[].projected.sources[]", Partly, "configMap, secret, downwardAPI, serviceAccountToken (bound to the pod, renewed after four fifths of its life)"},
+
+	{"spec.containers[].image, imagePullPolicy", NoMeaning, "the programs are the host's"},
+	{"spec.containers[].command, args, workingDir", Everywhere, "`$(NAME)` is expanded; a command is needed"},
+	{"spec.containers[].env[]", Everywhere, "value, fieldRef, resourceFieldRef, configMapKeyRef, secretKeyRef"},
+	{"spec.containers[].env[].valueFrom.fileKeyRef", Nowhere, "the container waits, unless it is optional"},
+	{"spec.containers[].envFrom[]", Everywhere, "a container that waits for an object starts as soon as it is there; a changed one counts from the next start"},
+	{"spec.containers[].resources.requests", Everywhere, "for placement and, as root, oom_score_adj"},
+	{"spec.containers[].resources.limits", Nowhere, ""},
+	{"spec.containers[].resources.claims", Nowhere, ""},
+	{"spec.containers[].restartPolicyRules", Nowhere, ""},
+	{"spec.containers[].volumeDevices", Nowhere, ""},
+	{"spec.containers[].volumeMounts[]", AsRoot, "subPath, subPathExpr, recursiveReadOnly, mountPropagation; each container has a mount namespace of its own"},
+	{"spec.containers[].volumeMounts[].readOnly", AsRoot, ""},
+	{"spec.containers[].lifecycle.postStart", Partly, "exec, sleep"},
+	{"spec.containers[].lifecycle.postStart.httpGet", Nowhere, ""},
+	{"spec.containers[].lifecycle.preStop", Partly, "exec, sleep"},
+	{"spec.containers[].lifecycle.preStop.httpGet", Nowhere, ""},
+	{"spec.containers[].lifecycle.stopSignal", Nowhere, ""},
+	{"spec.containers[].livenessProbe, readinessProbe, startupProbe", Partly, "exec, httpGet, tcpSocket"},
+	{"spec.containers[].livenessProbe.grpc", Nowhere, "nor of the others"},
+	{"spec.containers[].livenessProbe.terminationGracePeriodSeconds", Nowhere, "nor of the others"},
+	{"spec.containers[].terminationMessagePath", Nowhere, ""},
+	{"spec.containers[].terminationMessagePolicy", Nowhere, "FallbackToLogsOnError"},
+	{"spec.containers[].stdin", Nowhere, ""},
+	{"spec.containers[].tty", Nowhere, ""},
+	{"spec.containers[].securityContext.capabilities", AsRoot, "as the bounding set; without a word all are kept"},
+	{"spec.containers[].securityContext.privileged", NoMeaning, "all capabilities are kept"},
+	{"spec.containers[].securityContext.allowPrivilegeEscalation", Everywhere, ""},
+	{"spec.containers[].securityContext.readOnlyRootFilesystem", AsRoot, "all but the mounts, /proc and /dev"},
+	{"spec.containers[].securityContext.seLinuxOptions", Nowhere, ""},
+	{"spec.containers[].securityContext.seccompProfile", Nowhere, ""},
+	{"spec.containers[].securityContext.appArmorProfile", Nowhere, ""},
+}
+
+var fieldNumber = regexp.MustCompile(`\[\d+\]`)
+
+// FieldOf finds the row of a path that Compile lists, nil if there is none.
+func FieldOf(path string) *Field {
+	path = fieldNumber.ReplaceAllString(path, "[]")
+	path = strings.NewReplacer("readinessProbe", "livenessProbe", "startupProbe", "livenessProbe").Replace(path)
+	for i := range Fields {
+		first, _, _ := strings.Cut(Fields[i].Path, ",")
+		if first == path {
+			return &Fields[i]
+		}
+	}
+	return nil
+}
+
+// FieldTable is Fields as a page for people.
+func FieldTable() string {
+	var b strings.Builder
+	b.WriteString("# Pods of runtime `host`\n\n" +
+		"What a node makes of each field of a pod. A pod that sets a field without effect has the condition `legion.dev/NotHonoured`, which names it, and an event. " +
+		"This page is made from `internal/podspec/fields.go` by its test (`go test ./internal/podspec -rewrite`).\n\n" +
+		"| field | honoured | |\n| --- | --- | --- |\n")
+	for _, f := range Fields {
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", f.Path, f.Honour, f.Note)
+	}
+	return b.String()
+}

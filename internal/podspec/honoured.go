@@ -1,0 +1,116 @@
+package podspec
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+// podFields lists what the pod's own fields ask for in vain. Fields that are
+// the scheduler's, or that a process of the host has anyway (hostNetwork,
+// hostPID, hostIPC, shareProcessNamespace), are not among them.
+func (c *compiler) podFields() {
+	s := &c.pod.Spec
+	when := func(asked bool, field string) {
+		if asked {
+			c.miss("spec.%s", field)
+		}
+	}
+	if !c.node.Root {
+		for i := range s.Volumes {
+			c.volume(i)
+		}
+	}
+	when(len(s.EphemeralContainers) > 0, "ephemeralContainers")
+	when(s.ActiveDeadlineSeconds != nil, "activeDeadlineSeconds")
+	when(s.DNSPolicy == v1.DNSNone, "dnsPolicy")
+	when(s.DNSConfig != nil, "dnsConfig")
+	when(len(s.HostAliases) > 0, "hostAliases")
+	when(s.Hostname != "", "hostname")
+	when(s.Subdomain != "", "subdomain")
+	when(isTrue(s.SetHostnameAsFQDN), "setHostnameAsFQDN")
+	when(s.HostUsers != nil && !*s.HostUsers, "hostUsers")
+	when(len(s.ResourceClaims) > 0, "resourceClaims")
+	when(s.Resources != nil && len(s.Resources.Limits) > 0, "resources.limits")
+	if p := s.SecurityContext; p != nil {
+		when(p.FSGroup != nil && !c.node.Root, "securityContext.fsGroup")
+		when(p.SELinuxOptions != nil, "securityContext.seLinuxOptions")
+		when(p.SeccompProfile != nil && p.SeccompProfile.Type != v1.SeccompProfileTypeUnconfined, "securityContext.seccompProfile")
+		when(p.AppArmorProfile != nil && p.AppArmorProfile.Type != v1.AppArmorProfileTypeUnconfined, "securityContext.appArmorProfile")
+		when(len(p.Sysctls) > 0, "securityContext.sysctls")
+	}
+}
+
+// containerFields lists what a container's fields ask for in vain. Requests
+// are honoured where pods are placed; image and imagePullPolicy have no meaning
+// for a process of the host.
+func (c *compiler) containerFields(ctr *v1.Container, at string) {
+	when := func(asked bool, field string) {
+		if asked {
+			c.miss("%s.%s", at, field)
+		}
+	}
+	when(len(ctr.Resources.Limits) > 0, "resources.limits")
+	when(len(ctr.Resources.Claims) > 0, "resources.claims")
+	when(len(ctr.RestartPolicyRules) > 0, "restartPolicyRules")
+	when(len(ctr.VolumeDevices) > 0, "volumeDevices")
+	when(ctr.TerminationMessagePath != "" && ctr.TerminationMessagePath != v1.TerminationMessagePathDefault, "terminationMessagePath")
+	when(ctr.TerminationMessagePolicy == v1.TerminationMessageFallbackToLogsOnError, "terminationMessagePolicy")
+	when(ctr.Stdin, "stdin")
+	when(ctr.TTY, "tty")
+	if !c.node.Root {
+		for i, m := range ctr.VolumeMounts {
+			c.mount(m, fmt.Sprintf("%s.volumeMounts[%d]", at, i))
+		}
+	}
+	if s := ctr.SecurityContext; s != nil {
+		when(!c.node.Root && s.Capabilities != nil && len(s.Capabilities.Add)+len(s.Capabilities.Drop) > 0, "securityContext.capabilities")
+		when(isTrue(s.ReadOnlyRootFilesystem) && !c.node.Root, "securityContext.readOnlyRootFilesystem")
+		when(s.SELinuxOptions != nil, "securityContext.seLinuxOptions")
+		when(s.SeccompProfile != nil && s.SeccompProfile.Type != v1.SeccompProfileTypeUnconfined, "securityContext.seccompProfile")
+		when(s.AppArmorProfile != nil && s.AppArmorProfile.Type != v1.AppArmorProfileTypeUnconfined, "securityContext.appArmorProfile")
+	}
+}
+
+// volume reports a volume with no effect where only root could mount it. A hostPath needs no work: the mounts
+// tell whether the container sees it where it looks.
+func (c *compiler) volume(i int) {
+	v := &c.pod.Spec.Volumes[i]
+	switch {
+	case v.HostPath != nil:
+		if t := v.HostPath.Type; t != nil && *t != v1.HostPathUnset {
+			c.miss("spec.volumes[%d].hostPath.type", i)
+		}
+	case isTokenVolume(v):
+		c.report.Quiet = append(c.report.Quiet, fmt.Sprintf("spec.volumes[%d] (the service account's token)", i))
+	default:
+		c.miss("spec.volumes[%d]", i)
+	}
+}
+
+// mount reports a mount with no effect. A hostPath mounted where it is on the
+// host is there already.
+func (c *compiler) mount(m v1.VolumeMount, at string) {
+	var v *v1.Volume
+	for i := range c.pod.Spec.Volumes {
+		if c.pod.Spec.Volumes[i].Name == m.Name {
+			v = &c.pod.Spec.Volumes[i]
+		}
+	}
+	switch {
+	case v != nil && isTokenVolume(v):
+	case v != nil && v.HostPath != nil && m.SubPath == "" && m.SubPathExpr == "" && path.Clean(v.HostPath.Path) == path.Clean(m.MountPath):
+		if m.ReadOnly {
+			c.miss("%s.readOnly", at)
+		}
+	default:
+		c.miss("%s", at)
+	}
+}
+
+// isTokenVolume: the volume that service account admission gives every pod.
+func isTokenVolume(v *v1.Volume) bool {
+	return v.Projected != nil && strings.HasPrefix(v.Name, "kube-api-access-")
+}

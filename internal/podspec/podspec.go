@@ -1,0 +1,183 @@
+// Package podspec compiles a Pod to a service.Group: containers become
+// services that the host supervises. It is pure; what a pod asks for and does
+// not get comes back as a list of field paths, never as silence.
+package podspec
+
+import (
+	"encoding/json"
+	"fmt"
+	"runtime"
+	"strings"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"legion.dev/legion/internal/service"
+)
+
+// HostRuntime is the runtimeClassName of pods that run as processes of the host.
+const HostRuntime = "host"
+
+// PodAnnotation is the group's annotation that holds the Pod as JSON, so that
+// agent and host know it while the server is away.
+const PodAnnotation = "legion.dev/pod"
+
+// PodReason values are what a blocked container waits with. The first three
+// are the kubelet's words.
+const (
+	ConfigError     = "CreateContainerConfigError"
+	CreateError     = "CreateContainerError"
+	RunError        = "RunContainerError"
+	RuntimeNotFound = "RuntimeHandlerNotFound"
+	// Creating is no trouble: what the container needs is on its way.
+	Creating = "ContainerCreating"
+)
+
+// Node is what compiling needs to know of the node.
+type Node struct {
+	Name string
+	// IP is the node's address, and that of its pods: they use its network.
+	IP string
+	// Root says that the host starts processes as root unless told otherwise.
+	Root bool
+	// PodDir is where the pods' volumes lie.
+	PodDir string
+	// Allocatable stands in for limits that a resourceFieldRef asks for and
+	// the container does not set.
+	Allocatable v1.ResourceList
+}
+
+// Blocked says why a container cannot run at all, and what to do.
+type Blocked struct {
+	Container string
+	Reason    string
+	Message   string
+}
+
+// Report is what a pod asks for and does not get.
+type Report struct {
+	// NotHonoured are the paths of fields without effect on this node.
+	NotHonoured []string
+	// Quiet are those that every pod is given without asking: no alarm.
+	Quiet []string
+	// Remarks are what went otherwise than the pod may expect.
+	Remarks []string `json:",omitempty"`
+	// Blocked is empty where the group can run.
+	Blocked []Blocked
+}
+
+// GroupName is the name of a pod's group.
+func GroupName(uid types.UID) string { return "pod-" + string(uid) }
+
+// UID is the pod's UID of a group name, false where it is no pod's.
+func UID(group string) (types.UID, bool) {
+	uid, ok := strings.CutPrefix(group, "pod-")
+	return types.UID(uid), ok && uid != ""
+}
+
+// Compile turns a pod into a group, with what is known of the objects it refers
+// to. With anything in Report.Blocked the group must not be run.
+func Compile(pod *v1.Pod, node Node, objects Objects) (service.Group, Report) {
+	c := compiler{pod: pod, node: node, objects: objects}
+	g := service.Group{
+		Name:        GroupName(pod.UID),
+		Description: "pod " + pod.Namespace + "/" + pod.Name,
+		Source:      service.Source{Kind: service.FromPod},
+		Annotations: map[string]string{PodAnnotation: encode(pod)},
+		Boot:        pod.Spec.RestartPolicy != v1.RestartPolicyNever,
+		Grace:       grace(pod),
+	}
+	if c.blockedAsWhole() {
+		return g, c.report
+	}
+	c.podFields()
+	if node.Root {
+		c.volumes()
+	}
+	for i := range pod.Spec.Containers {
+		g.Services = append(g.Services, c.container(i))
+	}
+	for _, path := range c.report.NotHonoured {
+		g.Warnings = append(g.Warnings, service.Warning{Text: path + " is not honoured yet"})
+	}
+	return g, c.report
+}
+
+// Decode reads the pod that Compile kept with a group.
+func Decode(g service.Group) (*v1.Pod, error) {
+	text, ok := g.Annotations[PodAnnotation]
+	if !ok {
+		return nil, fmt.Errorf("group %s has no annotation %s", g.Name, PodAnnotation)
+	}
+	pod := &v1.Pod{}
+	if err := json.Unmarshal([]byte(text), pod); err != nil {
+		return nil, fmt.Errorf("group %s: annotation %s: %w", g.Name, PodAnnotation, err)
+	}
+	return pod, nil
+}
+
+func encode(pod *v1.Pod) string {
+	slim := *pod
+	slim.ManagedFields = nil
+	slim.Status = v1.PodStatus{}
+	text, err := json.Marshal(&slim)
+	if err != nil {
+		// A Pod that was decoded from the API encodes.
+		return "{}"
+	}
+	return string(text)
+}
+
+// grace is how long the pod may take to end; at least a second, as upstream
+// (pkg/kubelet/pod_workers.go) has it.
+func grace(pod *v1.Pod) time.Duration {
+	seconds := int64(v1.DefaultTerminationGracePeriodSeconds)
+	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
+		seconds = *s
+	}
+	return time.Duration(max(seconds, 1)) * time.Second
+}
+
+type compiler struct {
+	pod     *v1.Pod
+	node    Node
+	objects Objects
+	report  Report
+	// sources are where the pod's volumes lie, by name.
+	sources map[string]*service.Mount
+}
+
+func (c *compiler) block(container, reason, format string, args ...any) {
+	c.report.Blocked = append(c.report.Blocked, Blocked{container, reason, fmt.Sprintf(format, args...)})
+}
+
+func (c *compiler) miss(format string, args ...any) {
+	c.report.NotHonoured = append(c.report.NotHonoured, fmt.Sprintf(format, args...))
+}
+
+// blockedAsWhole finds what keeps every container from running.
+func (c *compiler) blockedAsWhole() bool {
+	spec := &c.pod.Spec
+	class := ""
+	if spec.RuntimeClassName != nil {
+		class = *spec.RuntimeClassName
+	}
+	for i := range spec.Containers {
+		ctr := &spec.Containers[i]
+		switch {
+		case class == "":
+			c.block(ctr.Name, RuntimeNotFound, "no runtime for image %q on this node: node %s has runtime handlers: %s; set runtimeClassName: %s and a command that exists on the node, or run the pod on a node with a container runtime",
+				ctr.Image, c.node.Name, HostRuntime, HostRuntime)
+		case class != HostRuntime:
+			c.block(ctr.Name, RuntimeNotFound, "no runtime handler for runtimeClassName %q on this node: node %s has runtime handlers: %s; set runtimeClassName: %s, or run the pod on a node with that handler",
+				class, c.node.Name, HostRuntime, HostRuntime)
+		case spec.OS != nil && string(spec.OS.Name) != runtime.GOOS:
+			c.block(ctr.Name, ConfigError, "spec.os.name is %q and node %s runs %s: select other nodes with nodeSelector kubernetes.io/os", spec.OS.Name, c.node.Name, runtime.GOOS)
+		case len(spec.InitContainers) > 0:
+			c.block(ctr.Name, ConfigError, "spec.initContainers are not supported yet by runtime %q (first: %q): the containers would start without what they prepare; do that work in the container's own command",
+				HostRuntime, spec.InitContainers[0].Name)
+		}
+	}
+	return len(c.report.Blocked) > 0
+}

@@ -1,0 +1,221 @@
+package podspec
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/yaml"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write the golden files anew")
+
+var node = Node{
+	Name: "n1", IP: "10.0.0.7", Root: true, PodDir: "/pods",
+	Allocatable: v1.ResourceList{v1.ResourceCPU: resource.MustParse("4"), v1.ResourceMemory: resource.MustParse("8Gi")},
+}
+
+var objects = Objects{
+	{ConfigMap, "c"}: {Data: map[string][]byte{"one": []byte("1"), "two": []byte("2 of $(one)"), "a=b": nil}, Binary: map[string][]byte{"bin": {0, 1}}},
+	{Secret, "s"}:    {Data: map[string][]byte{"k": []byte("hidden")}},
+	{Secret, "gone"}: nil,
+	{Secret, "mine"}: {Trouble: "forbidden"},
+}
+
+// TestGolden compiles each testdata/*.yaml and compares with the .json beside
+// it; go test -rewrite writes them.
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no testdata: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pod := &v1.Pod{}
+			if err := yaml.UnmarshalStrict(text, pod); err != nil {
+				t.Fatal(err)
+			}
+			pod.Namespace, pod.UID = "default", "u1"
+			group, report := Compile(pod, node, objects)
+			delete(group.Annotations, PodAnnotation)
+			shown := map[string]any{"group": group, "report": report}
+			if v := Volumes(pod, node, objects); v != nil {
+				shown["volumes"] = v
+			}
+			got, err := json.MarshalIndent(shown, "", "  ")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, '\n')
+			golden := strings.TrimSuffix(file, ".yaml") + ".json"
+			if *rewrite {
+				if err := os.WriteFile(golden, got, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("differs from %s (go test -rewrite, then look at the diff):\n%s", golden, got)
+			}
+		})
+	}
+}
+
+func TestPodIsKeptWithTheGroup(t *testing.T) {
+	class := HostRuntime
+	pod := &v1.Pod{Spec: v1.PodSpec{RuntimeClassName: &class, Containers: []v1.Container{{Name: "c", Command: []string{"/bin/true"}}}}}
+	pod.Name, pod.Namespace, pod.UID = "p", "ns", "u2"
+	pod.Status.Phase = v1.PodRunning
+	g, report := Compile(pod, node, objects)
+	if len(report.Blocked) > 0 {
+		t.Fatalf("blocked: %v", report.Blocked)
+	}
+	back, err := Decode(g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back.Name != "p" || back.Spec.Containers[0].Name != "c" || back.Status.Phase != "" {
+		t.Errorf("got back %+v", back)
+	}
+	if uid, ok := UID(g.Name); !ok || uid != "u2" {
+		t.Errorf("UID of %q: %q %v", g.Name, uid, ok)
+	}
+	if _, ok := UID("cron.service"); ok {
+		t.Error("cron.service is no pod's")
+	}
+	g.Annotations = nil
+	if _, err := Decode(g); err == nil {
+		t.Error("a group without a pod decoded")
+	}
+}
+
+// TestBlocked holds the words for what cannot run: each says what to do.
+func TestBlocked(t *testing.T) {
+	class := func(s string) *string { return &s }
+	yes, root := true, int64(0)
+	run := []string{"/bin/true"}
+	for name, test := range map[string]struct {
+		spec   v1.PodSpec
+		reason string
+		want   []string
+	}{
+		"no runtime": {
+			v1.PodSpec{Containers: []v1.Container{{Name: "c", Image: "nginx:1"}}},
+			RuntimeNotFound,
+			[]string{`no runtime for image "nginx:1" on this node`, "has runtime handlers: host", "set runtimeClassName: host"},
+		},
+		"other runtime": {
+			v1.PodSpec{RuntimeClassName: class("gvisor"), Containers: []v1.Container{{Name: "c", Command: run}}},
+			RuntimeNotFound,
+			[]string{`runtimeClassName "gvisor"`, "set runtimeClassName: host"},
+		},
+		"no command": {
+			v1.PodSpec{RuntimeClassName: class("host"), Containers: []v1.Container{{Name: "c", Args: run}}},
+			ConfigError,
+			[]string{`container "c" has no command`, "set spec.containers[0].command"},
+		},
+		"init containers": {
+			v1.PodSpec{RuntimeClassName: class("host"), InitContainers: []v1.Container{{Name: "i"}}, Containers: []v1.Container{{Name: "c", Command: run}}},
+			ConfigError,
+			[]string{"spec.initContainers are not supported yet"},
+		},
+		"non-root as root": {
+			v1.PodSpec{RuntimeClassName: class("host"), Containers: []v1.Container{{Name: "c", Command: run, SecurityContext: &v1.SecurityContext{RunAsNonRoot: &yes, RunAsUser: &root}}}},
+			ConfigError,
+			[]string{"runAsNonRoot", "runAsUser"},
+		},
+		"secret": {
+			v1.PodSpec{RuntimeClassName: class("host"), Containers: []v1.Container{{Name: "c", Command: run, Env: []v1.EnvVar{{
+				Name: "A", ValueFrom: &v1.EnvVarSource{SecretKeyRef: &v1.SecretKeySelector{LocalObjectReference: v1.LocalObjectReference{Name: "gone"}, Key: "k"}},
+			}}}}},
+			ConfigError,
+			[]string{`spec.containers[0].env[0].valueFrom.secretKeyRef: secret "gone" not found in namespace ns: create it`},
+		},
+		"secret that is not ours": {
+			v1.PodSpec{RuntimeClassName: class("host"), Containers: []v1.Container{{Name: "c", Command: run, EnvFrom: []v1.EnvFromSource{{
+				SecretRef: &v1.SecretEnvSource{LocalObjectReference: v1.LocalObjectReference{Name: "mine"}},
+			}}}}},
+			ConfigError,
+			[]string{`spec.containers[0].envFrom[0].secretRef: cannot read secret "mine" in namespace ns: forbidden`},
+		},
+		"key": {
+			v1.PodSpec{RuntimeClassName: class("host"), Containers: []v1.Container{{Name: "c", Command: run, Env: []v1.EnvVar{{
+				Name: "A", ValueFrom: &v1.EnvVarSource{ConfigMapKeyRef: &v1.ConfigMapKeySelector{LocalObjectReference: v1.LocalObjectReference{Name: "c"}, Key: "three"}},
+			}}}}},
+			ConfigError,
+			[]string{"couldn't find key three in configmap ns/c"},
+		},
+		"not read yet": {
+			v1.PodSpec{RuntimeClassName: class("host"), Containers: []v1.Container{{Name: "c", Command: run, EnvFrom: []v1.EnvFromSource{{
+				ConfigMapRef: &v1.ConfigMapEnvSource{LocalObjectReference: v1.LocalObjectReference{Name: "unread"}},
+			}}}}},
+			Creating,
+			nil,
+		},
+		"named port": {
+			v1.PodSpec{RuntimeClassName: class("host"), Containers: []v1.Container{{Name: "c", Command: run, ReadinessProbe: &v1.Probe{
+				ProbeHandler: v1.ProbeHandler{TCPSocket: &v1.TCPSocketAction{Port: namedPort("web")}},
+			}}}},
+			ConfigError,
+			[]string{`readinessProbe.tcpSocket.port is "web"`},
+		},
+		"relative directory": {
+			v1.PodSpec{RuntimeClassName: class("host"), Containers: []v1.Container{{Name: "c", Command: run, WorkingDir: "x"}}},
+			ConfigError,
+			[]string{`workingDir "x" is not absolute`},
+		},
+		"other system": {
+			v1.PodSpec{RuntimeClassName: class("host"), OS: &v1.PodOS{Name: v1.Windows}, Containers: []v1.Container{{Name: "c", Command: run}}},
+			ConfigError,
+			[]string{`spec.os.name is "windows"`},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, report := Compile(&v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns"}, Spec: test.spec}, node, objects)
+			if len(report.Blocked) == 0 {
+				t.Fatal("not blocked")
+			}
+			b := report.Blocked[0]
+			if b.Reason != test.reason || b.Container != "c" {
+				t.Errorf("%+v", b)
+			}
+			for _, want := range test.want {
+				if !strings.Contains(b.Message, want) {
+					t.Errorf("%q lacks %q", b.Message, want)
+				}
+			}
+		})
+	}
+}
+
+func TestReferences(t *testing.T) {
+	text := []byte(`{"spec": {"initContainers": [{"name": "i", "envFrom": [{"secretRef": {"name": "b"}}]}], "containers": [{"name": "c",
+		"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "a", "key": "k"}}}, {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "z", "key": "k"}}}],
+		"envFrom": [{"configMapRef": {"name": "y"}}, {"configMapRef": {"name": "z"}}]}]}}`)
+	pod := &v1.Pod{}
+	if err := json.Unmarshal(text, pod); err != nil {
+		t.Fatal(err)
+	}
+	want := []Ref{{ConfigMap, "y"}, {ConfigMap, "z"}, {Secret, "a"}, {Secret, "b"}}
+	if got := References(pod); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+func namedPort(name string) intstr.IntOrString { return intstr.FromString(name) }

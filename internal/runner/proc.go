@@ -1,0 +1,55 @@
+package runner
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+)
+
+// StartTicks reads when a process started, in clock ticks since boot: field 22
+// of /proc/PID/stat. With the process ID it names a process until reboot.
+func StartTicks(pid int) (uint64, error) {
+	f, err := stat(pid)
+	if err != nil {
+		return 0, err
+	}
+	return f.startTicks, nil
+}
+
+// statFields are the fields of /proc/PID/stat that Legion looks at; proc(5).
+type statFields struct {
+	state      byte
+	startTicks uint64
+	// exitCode is in wait(2)'s form; -1 where the kernel does not say.
+	exitCode int
+}
+
+func stat(pid int) (statFields, error) {
+	data, err := os.ReadFile(procDir(pid) + "/stat")
+	if err != nil {
+		return statFields{}, err
+	}
+	// The command name may hold blanks and parentheses; the last one ends it.
+	i := bytes.LastIndexByte(data, ')')
+	if i < 0 {
+		return statFields{}, fmt.Errorf("/proc/%d/stat is not understood", pid)
+	}
+	fields := bytes.Fields(data[i+1:])
+	if len(fields) < 20 {
+		return statFields{}, fmt.Errorf("/proc/%d/stat is not understood", pid)
+	}
+	ticks, err := strconv.ParseUint(string(fields[19]), 10, 64)
+	if err != nil {
+		return statFields{}, fmt.Errorf("/proc/%d/stat is not understood: %w", pid, err)
+	}
+	s := statFields{state: fields[0][0], startTicks: ticks, exitCode: -1}
+	if len(fields) >= 50 {
+		if code, err := strconv.Atoi(string(fields[49])); err == nil {
+			s.exitCode = code
+		}
+	}
+	return s, nil
+}
+
+func procDir(pid int) string { return "/proc/" + strconv.Itoa(pid) }

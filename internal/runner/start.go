@@ -1,0 +1,343 @@
+package runner
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"legion.dev/legion/internal/mounts"
+	"legion.dev/legion/internal/sandbox"
+	"legion.dev/legion/internal/service"
+	"legion.dev/legion/internal/unitfile"
+)
+
+// launch is a request with everything resolved.
+type launch struct {
+	spec   sandbox.Spec
+	argv   []string
+	env    []string
+	stdio  stdio
+	cgroup int // descriptor, -1 for none
+	passed []File
+	// plain: a plain spawn can do all of spec.
+	plain bool
+}
+
+func (l *launch) close() {
+	l.stdio.close()
+	if l.cgroup >= 0 {
+		unix.Close(l.cgroup)
+	}
+}
+
+// start resolves and spawns. Where a plain spawn fails, the sandbox step is
+// asked to do the same, because it can tell at which stage.
+func (r *Runner) start(q *Request, done chan service.Exit) (*entry, error) {
+	l := launch{cgroup: -1}
+	defer l.close()
+	if err := r.prepare(q, &l); err != nil {
+		err.Service = q.title()
+		return nil, err
+	}
+	if l.plain {
+		if e, err := r.spawn(l.spec.Path, l.argv, l.plainAttr(), &entry{done: done}); err == nil {
+			return e, nil
+		}
+	}
+	e, err := r.spawnSandbox(&l, done)
+	if err != nil {
+		err.Service = q.title()
+		return nil, err
+	}
+	return e, nil
+}
+
+// prepare resolves names, opens files and makes directories.
+func (r *Runner) prepare(q *Request, l *launch) *StartError {
+	c := q.context()
+	if c.DynamicUser && c.User == "" && os.Geteuid() == 0 {
+		c.User = dynamicName(q.Group)
+	}
+	id, fail := r.passwd.identify(&c)
+	if fail != nil {
+		return fail
+	}
+	if fail := makeDirectories(&c, q.Dirs, id); fail != nil {
+		return fail
+	}
+	if len(c.Mounts) > 0 {
+		if err := mounts.Prepare(q.Group, rootOf(&c), c.Mounts); err != nil {
+			return &StartError{Stage: "make its mounts ready", Err: err, Code: sandbox.CodeNamespace}
+		}
+	}
+	if fail := q.openStdio(&c, id, &l.stdio); fail != nil {
+		return fail
+	}
+	env, fail := q.environ(&c, id)
+	if fail != nil {
+		return fail
+	}
+	if len(c.Credentials) > 0 {
+		dir, fail := q.makeCredentials(&c, id)
+		if fail != nil {
+			return fail
+		}
+		env = unitfile.SetEnvironment(env, "CREDENTIALS_DIRECTORY="+dir)
+	}
+	if q.Cgroup != "" {
+		fd, err := unix.Open(q.Cgroup, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &StartError{Stage: fmt.Sprintf("open cgroup %q", q.Cgroup), Err: err, Code: sandbox.CodeCgroup}
+		}
+		l.cgroup = fd
+	}
+	path, err := findCommand(q.Command.Path, c.RootDirectory, env)
+	if err != nil {
+		return &StartError{Stage: fmt.Sprintf("find command %q", q.Command.Path), Err: err, Code: sandbox.CodeExec}
+	}
+	argv := q.Command.Argv
+	if len(argv) == 0 {
+		argv = []string{q.Command.Path}
+	}
+	if !q.Command.NoExpand {
+		argv = unitfile.ExpandArgv(argv, func(name string) (string, bool) { return lookup(env, name) })
+	}
+	l.spec = specOf(&c, id)
+	if err := q.sandbox(&c, l); err != nil {
+		return err
+	}
+	l.spec.Enter = q.Enter
+	l.spec.Service, l.spec.Path, l.argv, l.env = q.title(), path, argv, env
+	l.spec.NamePID = !c.CleanEnvironment
+	l.spec.Files, l.passed = len(q.Files), q.Files
+	l.plain = len(q.Files) == 0 && l.spec.Plain() && !(l.spec.DirOptional && !enterable(l.spec.Root, l.spec.Dir))
+	return nil
+}
+
+// context is the request's context as far as the command's prefixes let it
+// apply (systemd.service(5), "Command lines").
+func (q *Request) context() service.ExecContext {
+	var c service.ExecContext
+	if q.Context != nil {
+		c = *q.Context
+	}
+	if q.Command.FullPrivileges || q.Command.KeepUser {
+		c.User, c.Group, c.SupplementaryGroups, c.DynamicUser = "", "", nil, false
+	}
+	if q.Command.FullPrivileges {
+		c.NoNewPrivileges, c.CapabilityBoundingSet, c.AmbientCapabilities = false, nil, nil
+		c.RootDirectory, c.Mounts, c.ReadOnlyRoot, c.Sandbox = "", nil, false, nil
+	}
+	return c
+}
+
+func specOf(c *service.ExecContext, id identity) sandbox.Spec {
+	s := sandbox.Spec{
+		NetNS: c.NetworkNamespacePath, Nice: c.Nice, OOMScoreAdjust: c.OOMScoreAdjust,
+		UMask: umaskOf(c), Root: c.RootDirectory, Bounding: c.CapabilityBoundingSet,
+		Credential: id.credential, Ambient: c.AmbientCapabilities,
+		Dir: c.WorkingDirectory, DirOptional: c.WorkingDirectoryOptional,
+		Mounts: mountsOf(c), ReadOnlyRoot: c.ReadOnlyRoot,
+		NoNewPrivileges: c.NoNewPrivileges, IgnoreSIGPIPE: c.IgnoreSIGPIPE == nil || *c.IgnoreSIGPIPE,
+	}
+	s.Root = rootOf(c)
+	for name, l := range maps.All(c.Rlimits) {
+		if s.Rlimits == nil {
+			s.Rlimits = make(map[string]sandbox.Rlimit)
+		}
+		s.Rlimits[name] = sandbox.Rlimit{Soft: l.Soft, Hard: l.Hard}
+	}
+	switch {
+	case s.Dir == "~" && id.home != "":
+		s.Dir = id.home
+	case s.Dir == "~" || s.Dir == "" && os.Geteuid() != 0:
+		s.Dir, _ = os.UserHomeDir()
+	}
+	if s.Dir == "" {
+		s.Dir = "/"
+	}
+	return s
+}
+
+// rootOf is the service's root directory, empty where it is the host's.
+func rootOf(c *service.ExecContext) string {
+	if filepath.Clean("/"+c.RootDirectory) == "/" {
+		return ""
+	}
+	return c.RootDirectory
+}
+
+// mountsOf are the context's mounts, outer ones first.
+func mountsOf(c *service.ExecContext) []sandbox.Mount {
+	var out []sandbox.Mount
+	for _, m := range c.Mounts {
+		out = append(out, sandbox.Mount{
+			Source: m.Source, SubPath: m.SubPath, Target: m.Target,
+			ReadOnly: m.ReadOnly, Recursive: m.Recursive, Propagation: m.Propagation,
+		})
+	}
+	slices.SortStableFunc(out, func(a, b sandbox.Mount) int {
+		return strings.Count(filepath.Clean(a.Target), "/") - strings.Count(filepath.Clean(b.Target), "/")
+	})
+	return out
+}
+
+func enterable(root, dir string) bool {
+	st, err := os.Stat(filepath.Join(root, dir))
+	return err == nil && st.IsDir()
+}
+
+// plainAttr is spec in the terms of a plain spawn.
+func (l *launch) plainAttr() *syscall.ProcAttr {
+	sys := l.sysAttr()
+	sys.Chroot = l.spec.Root
+	if c := l.spec.Credential; c != nil {
+		sys.Credential = &syscall.Credential{Uid: c.UID, Gid: c.GID, Groups: c.Groups}
+	}
+	for _, name := range l.spec.Ambient {
+		if n, err := sandbox.Capability(name); err == nil {
+			sys.AmbientCaps = append(sys.AmbientCaps, n)
+		}
+	}
+	return &syscall.ProcAttr{Dir: l.spec.Dir, Env: l.env, Files: l.files(), Sys: sys}
+}
+
+func (l *launch) sysAttr() *syscall.SysProcAttr {
+	sys := &syscall.SysProcAttr{Setsid: true}
+	if l.cgroup >= 0 {
+		sys.UseCgroupFD, sys.CgroupFD = true, l.cgroup
+	}
+	return sys
+}
+
+func (l *launch) files() []uintptr {
+	return []uintptr{uintptr(l.stdio.fds[0]), uintptr(l.stdio.fds[1]), uintptr(l.stdio.fds[2])}
+}
+
+// spawn forks, executes and registers the process as e.
+func (r *Runner) spawn(path string, argv []string, attr *syscall.ProcAttr, e *entry) (*entry, error) {
+	pidfd := -1
+	attr.Sys.PidFD = &pidfd
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// The child inherits this thread's signal mask: make it empty, whoever
+	// started legiond.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var none, old unix.Sigset_t
+	masked := unix.PthreadSigmask(unix.SIG_SETMASK, &none, &old) == nil
+	pid, err := syscall.ForkExec(path, argv, attr)
+	if masked {
+		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if pidfd < 0 {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		return nil, errors.New("the kernel gave no pidfd; Legion needs Linux 5.4 or later")
+	}
+	ticks, err := StartTicks(pid)
+	if err != nil {
+		ticks = 0 // it has ended and been collected elsewhere; its pidfd tells
+	}
+	e.pid, e.ticks, e.pidfd = pid, ticks, pidfd
+	if err := r.watch(e); err != nil {
+		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+		unix.Close(pidfd)
+		return nil, err
+	}
+	return e, nil
+}
+
+// spawnSandbox starts through package sandbox and waits for exec.
+func (r *Runner) spawnSandbox(l *launch, done chan service.Exit) (*entry, *StartError) {
+	other := func(stage string, err error) *StartError {
+		return &StartError{Stage: stage, Err: err, Code: sandbox.CodeOther}
+	}
+	l.spec.Argv, l.spec.Env = sandbox.Bytes(l.argv), sandbox.Bytes(l.env)
+	spec, err := specFile(&l.spec)
+	if err != nil {
+		return nil, other("hand over what to start", err)
+	}
+	defer unix.Close(spec)
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return nil, other("make a pipe", err)
+	}
+	report := os.NewFile(uintptr(pipe[0]), "report")
+	defer report.Close()
+	attr := &syscall.ProcAttr{
+		Dir: "/", Env: []string{"GOMAXPROCS=1", "GOGC=off", "GODEBUG=asyncpreemptoff=1"},
+		Files: append(l.files(), uintptr(spec), uintptr(pipe[1])), Sys: l.sysAttr(),
+	}
+	for _, f := range l.passed {
+		attr.Files = append(attr.Files, uintptr(f.FD))
+	}
+	e, err := r.spawn(r.executable, []string{sandbox.Argv0, l.spec.Service}, attr, &entry{starting: true, done: done})
+	unix.Close(pipe[1])
+	if err != nil {
+		return nil, forkError(err)
+	}
+	var f sandbox.Failure
+	executed := json.NewDecoder(report).Decode(&f) != nil // end of file: exec has closed the pipe
+	r.mu.Lock()
+	early := e.early
+	if !executed {
+		e.silent, e.done = true, nil
+	}
+	e.starting = false
+	r.mu.Unlock()
+	if early != nil {
+		go r.tell(e, *early) // not before Start has returned, if that can be
+	}
+	if executed {
+		return e, nil
+	}
+	fail := &StartError{Stage: f.Stage, Err: errors.New(f.Text), Code: f.Code}
+	if f.Errno != 0 {
+		fail.Err = f.Errno
+	}
+	return nil, fail
+}
+
+func forkError(err error) *StartError {
+	stage, code := "fork", sandbox.CodeOther
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		err = fmt.Errorf("%w: the limit on processes is reached (pids.max of the cgroup, ulimit -u, or kernel.pid_max)", err)
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENODEV):
+		stage, code = "enter the cgroup", sandbox.CodeCgroup
+	}
+	return &StartError{Stage: stage, Err: err, Code: code}
+}
+
+// specFile puts the spec in a memory file, positioned at its start.
+func specFile(s *sandbox.Spec) (int, error) {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := unix.MemfdCreate("legion-spec", unix.MFD_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	for off := 0; off < len(data); {
+		n, err := unix.Pwrite(fd, data[off:], int64(off))
+		if err != nil {
+			unix.Close(fd)
+			return -1, err
+		}
+		off += n
+	}
+	return fd, nil
+}
