@@ -75,6 +75,8 @@ func TestPathsThatComeAndChange(t *testing.T) {
 	}
 	until(t, w, "modified", true)
 	w.Forget("modified")
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if len(w.marks) > 0 || len(w.existed) > 0 {
 		t.Errorf("left over: %v, %v", w.marks, w.existed)
 	}
