@@ -4,10 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"legion.dev/legion/internal/machine"
@@ -215,6 +212,8 @@ func (h *Host) adopt(u *unit) {
 	if every := u.spec.Watchdog; !u.in.Watchdog.IsZero() {
 		u.in.Watchdog = now.Add(max(every, u.in.WatchdogEvery))
 	}
+	notify := u.spec.Type == service.Notify || u.spec.Type == service.NotifyReload
+	u.in.Missed = u.in.Missed || notify && u.in.State == service.Start && h.o.Handover == nil
 	// Each step makes the instance anew, so these are what was saved.
 	for i, p := range [...]*machine.Proc{u.in.Main, u.in.Control} {
 		if p == nil {
@@ -246,72 +245,6 @@ func (h *Host) adopt(u *unit) {
 	if u.in.Main == nil && u.in.Control == nil && u.in.State.Alive() {
 		if pids, err := h.o.Cgroups.Pids(u.cgroup); err == nil && len(pids) == 0 {
 			h.step(u, machine.Event{Kind: machine.Emptied})
-		}
-	}
-}
-
-// adoptIntent: the earlier legiond meant to start a process, and ended before
-// it could write down which. If it is there it is the one; else it is started
-// now. Nothing is ever started twice.
-func (h *Host) adoptIntent(u *unit, p machine.Proc, main bool) {
-	pids, err := h.o.Cgroups.Pids(u.cgroup)
-	if err != nil {
-		h.note(u.g, "cannot list the processes of the cgroup", err)
-	}
-	entry := h.processMark(u, u.in.Run, p.ID)
-	heirs := 0
-	for _, pid := range pids {
-		if other := u.in.Main; other != nil && other.PID == pid || u.in.Control != nil && u.in.Control.PID == pid {
-			continue
-		}
-		if !h.o.Processes.Belongs(pid, entry) {
-			continue
-		}
-		if heirs++; !h.o.Processes.Leads(pid) || u.daemon(p, pid) {
-			continue // it was started by the one that is looked for
-		}
-		process, err := h.o.Processes.Adopt(pid, 0)
-		if err != nil {
-			continue
-		}
-		h.own(u, u.in.Run, p.ID, process)
-		h.step(u, machine.Event{Kind: machine.Spawned, Run: u.in.Run, Proc: p.ID, PID: pid, StartTicks: process.StartTicks()})
-		return
-	}
-	h.endUnborn(u, pids)
-	if heirs > 0 {
-		// It ran, left others behind and ended.
-		exit := service.Exit{At: time.Now(), Unknown: true}
-		if u.spec.Type == service.Forking && p.Kind == service.Start {
-			exit.Unknown = false // which is what it is for
-		}
-		h.step(u, machine.Event{Kind: machine.MainExited, Run: u.in.Run, Proc: p.ID, Exit: exit})
-		return
-	}
-	h.spawn(u, machine.Spawn{Run: u.in.Run, Proc: p.ID, Main: main, Kind: p.Kind, Index: p.Index})
-}
-
-// daemon says whether a process is the one that the start command p of a
-// Type=forking service has left behind.
-func (u *unit) daemon(p machine.Proc, pid int) bool {
-	if u.spec.Type != service.Forking || p.Kind != service.Start || u.spec.PIDFile == "" {
-		return false
-	}
-	data, err := os.ReadFile(u.spec.PIDFile)
-	return err == nil && strings.TrimSpace(string(data)) == strconv.Itoa(pid)
-}
-
-// endUnborn ends what the earlier legiond has forked and what has not reached
-// exec: nobody waits for it any more. A process of the cgroup whose parent is
-// another one of it is that one's affair (a legiond may be a service, too).
-func (h *Host) endUnborn(u *unit, pids []int) {
-	for _, pid := range pids {
-		if m := u.in.Main; m != nil && m.PID == pid || slices.Contains(pids, parent(pid)) || !h.o.Processes.Unborn(pid) {
-			continue
-		}
-		if p, err := h.o.Processes.Adopt(pid, 0); err == nil {
-			_ = p.Signal(9) // it may have ended by itself
-			p.Close()
 		}
 	}
 }

@@ -225,96 +225,6 @@ func (h *Host) signalKnown(u *unit, pid, n int) error {
 	return os.ErrProcessDone
 }
 
-// findMain looks for the main process that a Type=forking service left behind,
-// or takes the one that MAINPID= names.
-func (h *Host) findMain(u *unit, e machine.FindMain) {
-	pid, err := e.PID, error(nil)
-	if pid == 0 {
-		pid, err = h.lookForMain(u)
-	}
-	var p Process
-	if err == nil {
-		p, err = h.adoptMain(u, pid)
-	}
-	if err != nil {
-		h.step(u, machine.Event{Kind: machine.MainMissing, Run: e.Run, Message: err.Error()})
-		return
-	}
-	proc := u.in.Procs + 1 // the number that the machine gives it
-	if m := u.in.Main; m != nil {
-		if m.PID == pid {
-			return
-		}
-		delete(u.procs, m.ID)
-		delete(h.owners, m.PID)
-	}
-	h.own(u, e.Run, proc, p)
-	h.step(u, machine.Event{Kind: machine.MainFound, Run: e.Run, PID: pid, StartTicks: p.StartTicks()})
-	h.exitedEarly(pid)
-}
-
-func (h *Host) adoptMain(u *unit, pid int) (Process, error) {
-	if pid <= 1 || pid == os.Getpid() {
-		return nil, fmt.Errorf("process %d cannot be the main process of a service", pid)
-	}
-	if mode, _ := h.o.Cgroups.Mode(); mode != "none" {
-		if _, ok := h.o.Cgroups.Of(pid, []string{u.cgroup}); !ok {
-			return nil, fmt.Errorf("process %d is not one of %s", pid, u.title())
-		}
-	}
-	p, err := h.o.Processes.Adopt(pid, 0)
-	if err != nil {
-		return nil, fmt.Errorf("process %d: %w", pid, err)
-	}
-	return p, nil
-}
-
-func (h *Host) lookForMain(u *unit) (int, error) {
-	if file := u.spec.PIDFile; file != "" {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return 0, fmt.Errorf("no main process yet: %w", err)
-		}
-		pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
-		if err != nil || pid <= 1 {
-			return 0, fmt.Errorf("%s does not hold a process ID", file)
-		}
-		return pid, nil
-	}
-	pids, err := h.o.Cgroups.Pids(u.cgroup)
-	if err != nil {
-		return 0, err
-	}
-	if len(pids) == 1 {
-		return pids[0], nil
-	}
-	// As systemd: the one whose parent is the service manager, if it is alone.
-	var found []int
-	for _, pid := range pids {
-		if parent(pid) == os.Getpid() || parent(pid) == 1 {
-			found = append(found, pid)
-		}
-	}
-	if len(found) == 1 {
-		return found[0], nil
-	}
-	return 0, fmt.Errorf("%d processes, and no telling which is the main one", len(pids))
-}
-
-func parent(pid int) int {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	_, rest, ok := strings.Cut(string(data[strings.LastIndexByte(string(data), ')')+1:]), " ")
-	fields := strings.Fields(rest)
-	if !ok || len(fields) < 2 {
-		return 0
-	}
-	n, _ := strconv.Atoi(fields[1])
-	return n
-}
-
 func (h *Host) probe(u *unit, e machine.RunProbe) {
 	p := map[machine.ProbeKind]*service.Probe{
 		machine.StartupProbe: u.spec.Startup, machine.ReadinessProbe: u.spec.Readiness, machine.LivenessProbe: u.spec.Liveness,
@@ -339,15 +249,15 @@ func (h *Host) cleanUp(u *unit, e machine.CleanUp) {
 	if u.spec.FDStorePreserve == "no" {
 		u.forget("")
 	}
+	if u.spec.PIDFile != "" {
+		_ = os.Remove(u.spec.PIDFile) // the service may have done so itself
+	}
 	if e.Restarting {
 		h.o.Logs.Ended(u.g.spec.Name, u.spec.Name)
 		return
 	}
 	if u.spec.FDStorePreserve != "yes" {
 		u.forget("")
-	}
-	if u.spec.PIDFile != "" {
-		_ = os.Remove(u.spec.PIDFile) // the service may have done so itself
 	}
 	paths := []string{u.cgroup}
 	if u.g.idleBut(u) {

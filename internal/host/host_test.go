@@ -33,6 +33,10 @@ type machineFake struct {
 	deaf map[string]bool
 	// ready services say so before the news of their start is out.
 	ready map[string]bool
+	// origin says where processes come from, in place of Heir.
+	origin func(pid int) Origin
+	// follows are processes that others have started.
+	follows []int
 	// broken services cannot be started.
 	broken map[string]bool
 	log    []string
@@ -91,11 +95,9 @@ func (m *machineFake) Adopt(pid int, _ uint64) (Process, error) {
 }
 
 func (m *machineFake) Exits() <-chan Exited                                 { return m.exits }
-func (m *machineFake) Belongs(int, string) bool                             { return true }
 func (m *machineFake) Begin()                                               {}
 func (m *machineFake) Suspend()                                             { m.exits <- Exited{} }
-func (m *machineFake) Leads(int) bool                                       { return true }
-func (m *machineFake) Unborn(int) bool                                      { return false }
+func (m *machineFake) Leads(pid int) bool                                   { return !slices.Contains(m.follows, pid) }
 func (m *machineFake) CleanUp(string, *service.Service, bool) error         { return nil }
 func (m *machineFake) Limit(string, *service.Limits) (enter, lost []string) { return nil, nil }
 func (m *machineFake) OOMKills(string) int                                  { return m.ooms }
@@ -132,6 +134,14 @@ func (m *machineFake) crash(path string, code int) {
 			return
 		}
 	}
+}
+
+// Origin is Heir, or as the test says.
+func (m *machineFake) Origin(pid int, _ string) Origin {
+	if m.origin != nil {
+		return m.origin(pid)
+	}
+	return Heir
 }
 
 func (m *machineFake) Create(path string) (string, error) { return path, nil }
@@ -245,10 +255,18 @@ func (m *machineFake) host(t *testing.T) *fixture {
 }
 
 func (m *machineFake) hostWith(t *testing.T, saved Saved) *fixture {
-	h := New(Options{
+	return m.hostOf(t, m.options(saved))
+}
+
+func (m *machineFake) options(saved Saved) Options {
+	return Options{
 		Processes: m, Cgroups: m, Logs: logsFake{}, Notes: notesFake{m.notes}, Probes: probesFake{}, Units: unitsFake{m},
 		Store: storeFake{m}, Saved: saved, BootID: "boot", Clock: m.clock,
-	})
+	}
+}
+
+func (m *machineFake) hostOf(t *testing.T, o Options) *fixture {
+	h := New(o)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { _ = h.Run(ctx); close(done) }()
@@ -451,13 +469,7 @@ func TestTakeOver(t *testing.T) {
 		f.leave() // before the news of the start of "starts" has come
 		time.Sleep(time.Second)
 		f.expect("start runs, start stops, start starts")
-		runs := map[string]record{}
-		for k, v := range m.saved {
-			if name, ok := strings.CutPrefix(k, "runs "); ok {
-				runs[name] = v.(record)
-			}
-		}
-		f = m.hostWith(t, Saved{Runs: runs})
+		f = m.hostWith(t, Saved{Runs: m.records()})
 		defer f.leave()
 		f.expect("")
 		for name, want := range map[string]string{"runs": "running", "starts": "running", "stops": "stop-sigterm"} {

@@ -21,16 +21,14 @@ type Processes interface {
 	// Adopt returns ErrGone if the process is not there any more.
 	Adopt(pid int, startTicks uint64) (Process, error)
 	Exits() <-chan Exited
-	// Belongs says whether the environment of the process holds the entry.
-	Belongs(pid int, entry string) bool
+	// Origin tells what is known of where a process comes from; mark is in the
+	// environment of the one that is looked for and of its descendants.
+	Origin(pid int, mark string) Origin
 	// Leads says whether the process began its session, as every process does
 	// that Start has made.
 	Leads(pid int) bool
 	// Invocations lists processes by the INVOCATION_ID in their environment.
 	Invocations() map[string][]int
-	// Unborn says whether the process is still the service manager's own
-	// program, between fork and exec.
-	Unborn(pid int) bool
 	// Begin is called once all is adopted: orphans are collected from then on.
 	Begin()
 	// Suspend collects no more, and ends Exits with one of process 0.
@@ -43,6 +41,21 @@ type Processes interface {
 	// Release removes what the mounts of a group that has ended needed.
 	Release(g *service.Group) error
 }
+
+// Origin is where a process of a service comes from.
+type Origin int
+
+// The origins.
+const (
+	// Stranger: it has ended, or bears the mark of another start.
+	Stranger Origin = iota
+	// Heir: it bears the mark.
+	Heir
+	// Nameless: it bears no mark; a program may write over its environment.
+	Nameless
+	// Unborn: it was forked and has not executed its program yet.
+	Unborn
+)
 
 // ErrGone is the error of Adopt for a process that has ended.
 var ErrGone = errors.New("the process is gone")

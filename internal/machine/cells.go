@@ -143,6 +143,10 @@ func (s *step) startLate() {
 	if s.Deadline.IsZero() || s.now.Before(s.Deadline) {
 		return
 	}
+	if s.State == service.Start && s.Missed && s.Main != nil && s.Main.PID != 0 {
+		s.enterUp("it lives, and may have said READY=1 while legiond was away")
+		return
+	}
 	words := fmt.Sprintf("not started within %s", s.Service.TimeoutStart)
 	if s.State == service.Start && (s.Service.Type == service.Notify || s.Service.Type == service.NotifyReload) {
 		words += ": no READY=1 came"
@@ -181,6 +185,10 @@ func (s *step) startForked() {
 	f, words := s.procGone()
 	if f != service.Success {
 		s.enterSignal(service.StopSigterm, f, words)
+		return
+	}
+	if s.Main != nil { // it has told by MAINPID=
+		s.enterStartPost()
 		return
 	}
 	s.Poll = s.now.Add(10 * time.Millisecond)
@@ -223,16 +231,25 @@ func (s *step) startMainMissing() {
 	if s.Service.Type != service.Forking || s.Control != nil || s.Main != nil {
 		return
 	}
-	if s.Service.PIDFile != "" && s.ev.Left {
-		return // the daemon may write it yet; Poll and Deadline are set
-	}
-	if s.Service.PIDFile != "" {
+	switch {
+	case s.Service.PIDFile == "":
+		s.MainUnknown = true
+		s.enterStartPost()
+	case !s.ev.Left:
 		s.enterSignal(service.StopSigterm, service.Protocol, "the daemon is gone: "+s.ev.Message)
-		return
+	case !s.ev.Gone: // the daemon may write it yet; Poll and Deadline are set
+		s.Gone = time.Time{}
+	case s.Gone.IsZero():
+		s.Gone = s.now
+	case s.now.Sub(s.Gone) >= gonePatience:
+		s.fail(s.result(s.ev.Exit, true))
+		s.enterSignal(service.StopSigterm, service.Protocol, fmt.Sprintf("the daemon that %s names %s", s.Service.PIDFile, ExitWords(s.ev.Exit)))
 	}
-	s.MainUnknown = true
-	s.enterStartPost()
 }
+
+// gonePatience is how long a PID file may name a process that has ended: some
+// daemons write down a process of their start first.
+const gonePatience = time.Second
 
 func (s *step) startEmptied() {
 	if s.Service.Type == service.Forking && s.Control == nil && s.Main == nil && s.Service.PIDFile != "" {

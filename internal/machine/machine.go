@@ -45,6 +45,9 @@ type Instance struct {
 	Deadline time.Time `json:"deadline,omitzero"`
 	// Poll is when to look again for the main process of Type=forking.
 	Poll time.Time `json:"poll,omitzero"`
+	// Gone is since when Type=forking's PID file has named a process that has
+	// ended; it may yet name another one.
+	Gone time.Time `json:"gone,omitzero"`
 	// Watchdog and RuntimeEnd are cleared on leaving Running and Reload.
 	Watchdog   time.Time `json:"watchdog,omitzero"`
 	RuntimeEnd time.Time `json:"runtimeEnd,omitzero"`
@@ -85,6 +88,10 @@ type Instance struct {
 	ReloadError string `json:"reloadError,omitempty"`
 	// Reloading: the service itself said that it reloads.
 	Reloading bool `json:"reloading,omitempty"`
+
+	// Missed: legiond was away during the start of Type=notify, and a READY=1
+	// that was said then is lost.
+	Missed bool `json:"missed,omitempty"`
 
 	// Text is the service's own STATUS=.
 	Text string `json:"text,omitempty"`
@@ -160,6 +167,8 @@ type Event struct {
 	Message    string
 	// By says who asked, in words ("request by uid 0", "boot").
 	By string
+	// Gone: what the PID file of this life names has ended (MainMissing); Exit.
+	Gone bool
 	// Left: the service's cgroup has processes at this moment.
 	Left bool
 	// Grace, where not nil, bounds the stop asked for.

@@ -23,7 +23,7 @@ func (s *step) emit(e Effect) { s.effects = append(s.effects, e) }
 func (s *step) enter(to service.State, reason string) {
 	from := s.State
 	s.State, s.Since, s.Reason = to, s.now, reason
-	s.Deadline, s.Poll = time.Time{}, time.Time{}
+	s.Deadline, s.Poll, s.Gone = time.Time{}, time.Time{}, time.Time{}
 	if to != service.Running && to != service.Reload {
 		s.Watchdog, s.RuntimeEnd = time.Time{}, time.Time{}
 		s.Startup.Next, s.Readiness.Next, s.Liveness.Next = time.Time{}, time.Time{}, time.Time{}
@@ -98,6 +98,10 @@ func (s *step) procGone() (service.Result, string) {
 		return service.Resources, s.ev.Message
 	}
 	f := s.result(s.ev.Exit, main && s.Service.Type != service.Oneshot)
+	if !main && s.ev.Exit.Unknown {
+		// A daemon does not suffer for what legiond has missed.
+		f = service.Success
+	}
 	if !main && f != service.Success {
 		if c := s.commands(p.Kind); p.Index < len(c) && c[p.Index].IgnoreFailure {
 			f = service.Success
@@ -162,7 +166,7 @@ func (s *step) begin(reason string) {
 	s.Run++
 	s.Result = service.Success
 	s.Main, s.Control, s.MainUnknown = nil, nil, false
-	s.Stopping, s.Again, s.Stuck, s.SpawnFailed, s.Reloading = false, false, false, false, false
+	s.Stopping, s.Again, s.Stuck, s.SpawnFailed, s.Reloading, s.Missed = false, false, false, false, false, false
 	s.ReloadError, s.Text, s.Probe = "", "", ""
 	s.WatchdogEvery, s.StopBy = 0, time.Time{}
 	s.Startup, s.Readiness, s.Liveness = Health{}, Health{}, Health{}
@@ -188,14 +192,20 @@ func (s *step) enterStart(reason string) {
 	}
 }
 
-func (s *step) enterStartPost() {
+func (s *step) enterStartPost() { s.enterUp("") }
+
+// enterUp is enterStartPost for a reason that people should know.
+func (s *step) enterUp(reason string) {
 	if len(s.Service.StartPost) > 0 {
-		s.enter(service.StartPost, "the main process is up; commands to run after the start")
+		if reason == "" {
+			reason = "the main process is up; commands to run after the start"
+		}
+		s.enter(service.StartPost, reason)
 		s.Deadline = after(s.now, s.Service.TimeoutStart)
 		s.spawn(false, service.StartPost, 0)
 		return
 	}
-	s.enterRunning("")
+	s.enterRunning(reason)
 }
 
 // enterRunning goes to where a started service belongs by what is left of it.

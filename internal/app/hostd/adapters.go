@@ -7,9 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -89,11 +87,6 @@ func (p *processes) Adopt(pid int, ticks uint64) (host.Process, error) {
 	return process{s}, nil
 }
 
-func (p *processes) Belongs(pid int, entry string) bool {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
-	return err == nil && slices.ContainsFunc(bytes.Split(data, []byte{0}), func(b []byte) bool { return string(b) == entry })
-}
-
 func (p *processes) Leads(pid int) bool {
 	session, err := unix.Getsid(pid)
 	return err == nil && session == pid
@@ -118,12 +111,6 @@ func (p *processes) Invocations() map[string][]int {
 		}
 	}
 	return byID
-}
-
-func (p *processes) Unborn(pid int) bool {
-	own, err1 := os.Readlink("/proc/self/exe")
-	its, err2 := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
-	return err1 == nil && err2 == nil && strings.TrimSuffix(own, " (deleted)") == strings.TrimSuffix(its, " (deleted)")
 }
 
 func (p *processes) CleanUp(group string, s *service.Service, restarting bool) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -49,6 +50,9 @@ func TestMain(m *testing.M) {
 		notifyDaemon()
 	case "once":
 		_, _ = notify.Send("READY=1\nSTATUS=said by one that is gone")
+		os.Exit(0)
+	case "cat":
+		_, _ = io.Copy(os.Stdout, os.Stdin)
 		os.Exit(0)
 	case "socket":
 		socketDaemon()

@@ -1,0 +1,82 @@
+package hostd
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"legion.dev/legion/internal/host"
+)
+
+// TestOrigin: a process is known by its program and its environment.
+func TestOrigin(t *testing.T) {
+	const mark = markName + "a.1"
+	for name, test := range map[string]struct {
+		env  []string
+		path string
+		want host.Origin
+	}{
+		"its own":          {[]string{"X=1", mark}, "/bin/cat", host.Heir},
+		"another start's":  {[]string{markName + "a.2"}, "/bin/cat", host.Stranger},
+		"without its name": {[]string{"X=1"}, "/bin/cat", host.Nameless},
+		"with nothing":     {[]string{}, "/bin/cat", host.Nameless},
+		"between fork and exec": {
+			[]string{markName + "outer.1", "LEGION_TEST_DAEMON=cat"}, "/proc/self/exe", host.Unborn,
+		},
+		"legiond as a service": {[]string{mark, "LEGION_TEST_DAEMON=cat"}, "/proc/self/exe", host.Heir},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command(test.path)
+			cmd.Env = test.env
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			p := &processes{}
+			if _, err := in.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := out.Read(make([]byte, 1)); err != nil { // it runs
+				t.Fatal(err)
+			}
+			if got := p.Origin(cmd.Process.Pid, mark); got != test.want {
+				t.Errorf("it is %v, want %v", got, test.want)
+			}
+			_ = in.Close()
+			if err := cmd.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			if got := p.Origin(cmd.Process.Pid, mark); got != host.Stranger {
+				t.Errorf("after its end it is %v", got)
+			}
+		})
+	}
+}
+
+// TestExecuting reads env_end where proc(5) has it.
+func TestExecuting(t *testing.T) {
+	if executing("/proc/self") {
+		t.Error("this process has an environment")
+	}
+	data, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	fields[48] = "0"
+	if err := os.WriteFile(dir+"/stat", []byte("1 (a) b) "+strings.Join(fields, " ")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !executing(dir) {
+		t.Error("without the end of an environment a process is in exec")
+	}
+}
