@@ -35,6 +35,7 @@ type Options struct {
 type Runner struct {
 	executable string
 	passwd     accounts
+	forker     *forker // nil: fork on any thread
 
 	// mu also spans fork and registration, so that the sweep for orphans
 	// never takes a child for an orphan that Start is about to register.
@@ -147,6 +148,7 @@ func New(o Options) (*Runner, error) {
 	if err := unix.EpollCtl(r.epoll, unix.EPOLL_CTL_ADD, r.wake, &event); err != nil {
 		return nil, fmt.Errorf("cannot watch processes: epoll_ctl: %w", err)
 	}
+	r.forker = newForker(r.closing)
 	signal.Notify(r.sigchld, syscall.SIGCHLD)
 	go r.forwardSIGCHLD()
 	go r.loop()

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -225,20 +224,9 @@ func (l *launch) files() []uintptr {
 
 // spawn forks, executes and registers the process as e.
 func (r *Runner) spawn(path string, argv []string, attr *syscall.ProcAttr, e *entry) (*entry, error) {
-	pidfd := -1
-	attr.Sys.PidFD = &pidfd
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// The child inherits this thread's signal mask: make it empty, whoever
-	// started legiond.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var none, old unix.Sigset_t
-	masked := unix.PthreadSigmask(unix.SIG_SETMASK, &none, &old) == nil
-	pid, err := syscall.ForkExec(path, argv, attr)
-	if masked {
-		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
-	}
+	pid, pidfd, err := r.fork(path, argv, attr)
 	if err != nil {
 		return nil, err
 	}
@@ -257,6 +245,30 @@ func (r *Runner) spawn(path string, argv []string, attr *syscall.ProcAttr, e *en
 		return nil, err
 	}
 	return e, nil
+}
+
+// fork forks and executes; mu is held, so that nobody else collects the child.
+func (r *Runner) fork(path string, argv []string, attr *syscall.ProcAttr) (pid, pidfd int, err error) {
+	pidfd = -1
+	if r.forker == nil {
+		attr.Sys.PidFD = &pidfd
+		pid, err = forkExec(path, argv, attr)
+		return pid, pidfd, err
+	}
+	ask := forkAsk{path: path, argv: argv, attr: attr, done: make(chan struct{})}
+	select {
+	case r.forker.asks <- &ask:
+		<-ask.done
+	case <-r.closing:
+		return 0, -1, errors.New("legiond is about to end")
+	}
+	if ask.err != nil {
+		return 0, -1, ask.err
+	}
+	if pidfd, err = unix.PidfdOpen(ask.pid, 0); err != nil {
+		return ask.pid, -1, nil
+	}
+	return ask.pid, pidfd, nil
 }
 
 // spawnSandbox starts through package sandbox and waits for exec.

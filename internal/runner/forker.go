@@ -1,0 +1,173 @@
+package runner
+
+import (
+	"math"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// A forker is one thread with a table of file descriptors of its own, which
+// holds next to nothing. A child gets a copy of the table of the thread that
+// forks it, and closes the copy at exec; legiond has three descriptors for each
+// service, so with a thousand services that would be most of what a start costs.
+type forker struct {
+	asks chan *forkAsk
+	// self is the pidfd of this program in the thread's own table: what is to be
+	// passed on is fetched through it (pidfd_getfd(2)).
+	self int
+}
+
+type forkAsk struct {
+	path string
+	argv []string
+	attr *syscall.ProcAttr
+
+	pid  int
+	err  error
+	done chan struct{}
+}
+
+// newForker starts the thread; there is none where the kernel (before 5.9) or a
+// seccomp filter does not let it be.
+func newForker(closing <-chan struct{}) *forker {
+	f := &forker{asks: make(chan *forkAsk), self: -1}
+	ready := make(chan error)
+	go f.run(closing, ready)
+	if <-ready != nil {
+		return nil
+	}
+	return f
+}
+
+func (f *forker) run(closing <-chan struct{}, ready chan<- error) {
+	// Never unlocked: the thread ends with this goroutine.
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The first thread's table is what pidfd_getfd looks into.
+		go f.run(closing, ready)
+		<-closing
+		return
+	}
+	err := f.ownTable()
+	ready <- err
+	if err != nil {
+		return
+	}
+	for {
+		select {
+		case a := <-f.asks:
+			a.pid, a.err = f.fork(a)
+			close(a.done)
+		case <-closing:
+			return
+		}
+	}
+}
+
+// ownTable leaves the thread the standard descriptors, those that the Go runtime
+// itself uses on any thread (its epoll and eventfd, as a garbage collection may
+// begin here), and self.
+func (f *forker) ownTable() error {
+	// Makes the runtime open them, if it has not yet.
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	r.Close()
+	w.Close()
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	var keep []int
+	for _, name := range names {
+		if n, err := strconv.Atoi(name.Name()); err == nil && n > 2 && ofRuntime(n) {
+			keep = append(keep, n)
+		}
+	}
+	slices.Sort(keep)
+	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
+		return err
+	}
+	first := 3
+	for _, n := range append(keep, math.MaxUint32) {
+		if err := unix.CloseRange(uint(first), uint(n-1), 0); err != nil && n > first {
+			return err
+		}
+		first = n + 1
+	}
+	for _, n := range keep {
+		if !ofRuntime(n) { // closed and taken again meanwhile
+			unix.Close(n)
+		}
+	}
+	if f.self, err = unix.PidfdOpen(unix.Getpid(), 0); err != nil {
+		return err
+	}
+	fd, err := unix.PidfdGetfd(f.self, 2, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
+// ofRuntime says whether a descriptor of this thread may be the runtime's.
+func ofRuntime(fd int) bool {
+	link, _ := os.Readlink("/proc/thread-self/fd/" + strconv.Itoa(fd))
+	return strings.Contains(link, "[eventpoll]") || strings.Contains(link, "[eventfd]")
+}
+
+// fork brings the descriptors that the child is to have into this thread's table
+// and forks. It does not open the child's pidfd, which would be in that table.
+func (f *forker) fork(a *forkAsk) (int, error) {
+	var fetched []int
+	defer func() {
+		for _, fd := range fetched {
+			unix.Close(fd)
+		}
+	}()
+	fetch := func(fd int) (int, error) {
+		n, err := unix.PidfdGetfd(f.self, fd, 0)
+		if err == nil {
+			fetched = append(fetched, n)
+		}
+		return n, err
+	}
+	attr, sys := *a.attr, *a.attr.Sys
+	attr.Sys, attr.Files = &sys, slices.Clone(attr.Files)
+	for i, fd := range attr.Files {
+		n, err := fetch(int(fd))
+		if err != nil {
+			return 0, err
+		}
+		attr.Files[i] = uintptr(n)
+	}
+	if sys.UseCgroupFD {
+		n, err := fetch(sys.CgroupFD)
+		if err != nil {
+			return 0, err
+		}
+		sys.CgroupFD = n
+	}
+	return forkExec(a.path, a.argv, &attr)
+}
+
+// forkExec forks on this thread, whose signal mask the child inherits: it is
+// empty, whoever started legiond.
+func forkExec(path string, argv []string, attr *syscall.ProcAttr) (int, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var none, old unix.Sigset_t
+	masked := unix.PthreadSigmask(unix.SIG_SETMASK, &none, &old) == nil
+	pid, err := syscall.ForkExec(path, argv, attr)
+	if masked {
+		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
+	}
+	return pid, err
+}
