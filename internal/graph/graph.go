@@ -28,6 +28,8 @@ type Graph struct {
 	reloads, users map[string][]string
 	// needed[a] are the groups that go down with a, with the reason.
 	needed map[string][]dependent
+	// conflicts[a] are the groups that cannot run beside a, sorted.
+	conflicts map[string][]string
 
 	circle map[string]*circle
 }
@@ -52,7 +54,7 @@ func New(groups []service.Group) (*Graph, []service.Warning) {
 		groups: map[string]*service.Group{}, alias: map[string]string{},
 		after: map[string][]edge{}, wants: map[string][]string{}, requires: map[string][]string{},
 		reloads: map[string][]string{}, users: map[string][]string{},
-		needed: map[string][]dependent{}, circle: map[string]*circle{},
+		needed: map[string][]dependent{}, conflicts: map[string][]string{}, circle: map[string]*circle{},
 	}
 	for i := range groups {
 		g.groups[groups[i].Name] = &groups[i]
@@ -68,6 +70,14 @@ func New(groups []service.Group) (*Graph, []service.Warning) {
 	}
 	for _, name := range g.names {
 		g.pull(name)
+		g.each(g.groups[name].Deps.Conflicts, name, func(to string) {
+			g.conflicts[name] = append(g.conflicts[name], to)
+			g.conflicts[to] = append(g.conflicts[to], name)
+		})
+	}
+	for name, others := range g.conflicts {
+		sort.Strings(others)
+		g.conflicts[name] = slices.Compact(others)
 	}
 	for _, name := range g.names {
 		g.order(name)
@@ -89,6 +99,20 @@ func (g *Graph) Reloads(name string) []string { return g.reloads[name] }
 
 // Users lists the groups that want, require or uphold the named one.
 func (g *Graph) Users(name string) []string { return g.users[name] }
+
+// Dependents lists the groups that require the named one, are bound to it, part
+// of it, or stop with it.
+func (g *Graph) Dependents(name string) []string {
+	var out []string
+	for _, d := range g.needed[name] {
+		out = append(out, d.name)
+	}
+	return out
+}
+
+// Conflicts lists the groups that cannot run beside the named one, in the order
+// of their names.
+func (g *Graph) Conflicts(name string) []string { return g.conflicts[name] }
 
 // each calls f for the groups in a list that exist.
 func (g *Graph) each(list []string, self string, f func(name string)) {
@@ -187,19 +211,6 @@ func (g *Graph) Before(name string) []string {
 	}
 	sort.Strings(out)
 	return out
-}
-
-// conflicts lists the groups that cannot run beside the named one.
-func (g *Graph) conflicts(name string) []string {
-	var out []string
-	g.each(g.groups[name].Deps.Conflicts, name, func(to string) { out = append(out, to) })
-	for _, n := range g.names {
-		if n != name && g.mentions(g.groups[n].Deps.Conflicts, name) {
-			out = append(out, n)
-		}
-	}
-	sort.Strings(out)
-	return slices.Compact(out)
 }
 
 // circle is a ring of orderings, each of which can be found in a file.

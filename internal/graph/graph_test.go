@@ -224,7 +224,7 @@ func checkPlan(t *rapid.T, g *Graph, p Plan, name string, kind Kind, active func
 				t.Errorf("%s runs without %s:\n%s", n, r, render(p))
 			}
 		}
-		for _, c := range g.conflicts(n) {
+		for _, c := range g.conflicts[n] {
 			if up(c) {
 				t.Errorf("%s runs beside %s:\n%s", n, c, render(p))
 			}

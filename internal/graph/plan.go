@@ -120,7 +120,7 @@ func (p *planner) dependents(name string, kind Kind) error {
 // needs adds what a start pulls in, and stops what is in its way.
 func (p *planner) needs(name string) error {
 	g := p.g
-	for _, other := range g.conflicts(name) {
+	for _, other := range g.conflicts[name] {
 		if step := p.steps[other]; p.active(other) || step != nil {
 			if err := p.add(other, Stop, "conflicts with "+name); err != nil {
 				return err
@@ -234,7 +234,7 @@ func (p *planner) waits(name string) []string {
 			}
 		case step.Kind == Stop:
 		case o.Kind == Stop:
-			if first || second || strings.HasPrefix(o.Reason, "conflicts with ") && slices.Contains(p.g.conflicts(name), other) {
+			if first || second || strings.HasPrefix(o.Reason, "conflicts with ") && slices.Contains(p.g.conflicts[name], other) {
 				out = append(out, other)
 			}
 		case first:

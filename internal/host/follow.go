@@ -143,9 +143,9 @@ func (h *Host) uphold(by, g *group) {
 // recovered starts what failed for want of the group.
 func (h *Host) recovered(g *group) {
 	waiting := map[string]*group{}
-	for name, o := range h.groups {
-		if slices.Contains(o.waits, g.spec.Name) {
-			waiting[name] = o
+	for _, n := range h.relations().Dependents(g.spec.Name) {
+		if o := h.groups[n]; o != nil && slices.Contains(o.waits, g.spec.Name) {
+			waiting[n] = o
 		}
 	}
 	for _, o := range byName(waiting) {

@@ -185,10 +185,8 @@ func (h *Host) blockers(g *group, most int) []string {
 	for _, n := range later {
 		is(n, true, false)
 	}
-	for n, o := range h.pending {
-		if o.job.kind == stopJob && (h.names(g.spec.Deps.Conflicts, o) || h.names(o.spec.Deps.Conflicts, g)) {
-			is(n, true, false)
-		}
+	for _, n := range r.Conflicts(g.spec.Name) {
+		is(n, true, false)
 	}
 	slices.Sort(names)
 	return names
