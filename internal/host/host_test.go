@@ -94,6 +94,10 @@ func (m *machineFake) Adopt(pid int, _ uint64) (Process, error) {
 	return nil, ErrGone
 }
 
+func (m *machineFake) Exec(context.Context, ExecRequest, func(int)) (service.Exit, error) {
+	return service.Exit{}, errors.New("no commands here")
+}
+
 func (m *machineFake) Exits() <-chan Exited                                 { return m.exits }
 func (m *machineFake) Begin()                                               {}
 func (m *machineFake) Suspend()                                             { m.exits <- Exited{} }

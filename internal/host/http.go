@@ -80,6 +80,7 @@ func (h *Host) Handler() http.Handler {
 	change("POST", "/v1/reload", http.StatusOK, func(r *http.Request) (any, error) { return h.Reload(r.Context()) })
 	change("POST", "/v1/reexec", http.StatusOK, func(r *http.Request) (any, error) { return h.Reexec(r.Context()) })
 	change("POST", "/v1/poweroff", http.StatusOK, func(r *http.Request) (any, error) { return h.Poweroff(r.Context(), "poweroff, "+requester(r)) })
+	mux.HandleFunc("POST /v1/groups/{name}/exec", h.httpExec)
 	mux.HandleFunc("GET /metrics", h.httpMetrics)
 	mux.HandleFunc("GET /v1/watch", h.httpWatch)
 	mux.HandleFunc("GET /v1/groups/{name}/logs", h.httpLogs)
@@ -120,11 +121,17 @@ func answer(w http.ResponseWriter, r *http.Request, status int, f func(*http.Req
 	_ = json.NewEncoder(w).Encode(v) // the client may be gone
 }
 
-func refuse(w http.ResponseWriter, err error) {
+// wireError is the error as the client gets it.
+func wireError(err error) *hostapi.Error {
 	var e *hostapi.Error
 	if !errors.As(err, &e) {
 		e = &hostapi.Error{Code: "failed", Message: err.Error()}
 	}
+	return e
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	e := wireError(err)
 	status := map[string]int{
 		"not-found": http.StatusNotFound, "invalid": http.StatusBadRequest, "conflict": http.StatusConflict,
 		"denied": http.StatusForbidden, "timeout": http.StatusGatewayTimeout,

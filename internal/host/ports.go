@@ -18,6 +18,9 @@ import (
 // of their ends.
 type Processes interface {
 	Start(Request) (Process, error)
+	// Exec runs a command beside a process to its end; started is called with
+	// its process ID. When ctx ends first, it is killed.
+	Exec(ctx context.Context, q ExecRequest, started func(pid int)) (service.Exit, error)
 	// Adopt returns ErrGone if the process is not there any more.
 	Adopt(pid int, startTicks uint64) (Process, error)
 	Exits() <-chan Exited
@@ -83,6 +86,19 @@ type Request struct {
 	Enter []string
 	// Files are passed from descriptor 3 on (sd_listen_fds(3)).
 	Files []File
+}
+
+// ExecRequest is a command to run in the namespaces of a process.
+type ExecRequest struct {
+	Request
+	// Beside is that process, the main one of the service.
+	Beside int
+	// Stdio are the standard descriptors; TTY says that the first is a terminal,
+	// to be the command's own.
+	Stdio [3]int
+	TTY   bool
+
+	limits *service.Limits
 }
 
 // File is an open file descriptor with its name in LISTEN_FDNAMES.

@@ -8,6 +8,7 @@
 //	DELETE /v1/groups/{name}?grace=DUR    202; stops, then forgets; Watch tells when it is gone
 //	POST   /v1/groups/{name}/start        Result (also stop, restart, reload, reset-failed); ?wait=false returns at once
 //	POST   /v1/groups/{name}/kill         Result; ?signal=NUMBER&whom=main|control|all
+//	POST   /v1/groups/{name}/exec         runs a command beside a service's process; see ExecRequest
 //	GET    /v1/groups/{name}/explain      Explanation
 //	GET    /v1/groups/{name}/logs         CRI log lines; see LogQuery
 //	GET    /metrics                       the host and its units in Prometheus' text format
@@ -127,6 +128,30 @@ type LogQuery struct {
 	Run      uint64
 	// LimitBytes ends after so many bytes; 0 is no limit.
 	LimitBytes int64
+}
+
+// ExecProtocol is the value of the Upgrade header of /exec.
+const ExecProtocol = "legion-exec"
+
+// ExecRequest asks for a command in the surroundings of a service's main
+// process: its namespaces, cgroup, user, working directory and environment. The
+// answer is 101. Then the client sends one byte, and with it (SCM_RIGHTS) the
+// three standard descriptors of the process; the host answers with two lines of
+// ExecEvent: the start and the end. A client that closes the connection before
+// has the process killed.
+type ExecRequest struct {
+	// Service names one service of the group; empty is the only one.
+	Service string   `json:"service,omitempty"`
+	Argv    []string `json:"argv"`
+	// TTY: the first descriptor is a terminal, to be the process's own.
+	TTY bool `json:"tty,omitempty"`
+}
+
+// ExecEvent is one line of the answer; one field is set.
+type ExecEvent struct {
+	PID   int           `json:"pid,omitempty"`
+	Exit  *service.Exit `json:"exit,omitempty"`
+	Error *Error        `json:"error,omitempty"`
 }
 
 // Error is the body of a failed request.

@@ -32,18 +32,22 @@ type Client struct {
 
 // New makes a client for the socket; nothing is connected yet.
 func New(socket string) *Client {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		path, err := filepath.Abs(socket)
-		if err == nil {
-			path, err = notify.Short(path)
-		}
-		if err != nil {
-			return nil, err
-		}
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", path)
+	c := &Client{socket: socket}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) }
+	c.http = &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConns: 4, IdleConnTimeout: 30 * time.Second}}
+	return c
+}
+
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	path, err := filepath.Abs(c.socket)
+	if err == nil {
+		path, err = notify.Short(path)
 	}
-	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConns: 4, IdleConnTimeout: 30 * time.Second}}}
+	if err != nil {
+		return nil, err
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", path)
 }
 
 // Close gives idle connections up.
@@ -95,12 +99,17 @@ func (c *Client) send(ctx context.Context, method, path string, query url.Values
 		return resp, nil
 	}
 	defer resp.Body.Close()
+	return nil, refusal(resp)
+}
+
+// refusal is what an answer that is no success says.
+func refusal(resp *http.Response) error {
 	data, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	e := &hostapi.Error{}
 	if json.Unmarshal(data, e) != nil || e.Message == "" {
 		e = &hostapi.Error{Code: "failed", Message: fmt.Sprintf("legiond answered %s: %s", resp.Status, bytes.TrimSpace(data))}
 	}
-	return nil, e
+	return e
 }
 
 func call[T any](ctx context.Context, c *Client, method, path string, query url.Values, body any) (T, error) {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,17 +36,9 @@ func (r *Runner) Output(ctx context.Context, q Request, limit int) (service.Exit
 	if err != nil {
 		return service.Exit{}, nil, err
 	}
-	p := Process{PID: e.pid, StartTicks: e.ticks, r: r, e: e}
 	kept := make(chan []byte, 1)
 	go func() { kept <- readUpTo(read, limit) }()
-	var exit service.Exit
-	select {
-	case exit = <-done:
-	case <-ctx.Done():
-		_ = unix.Kill(-e.pid, unix.SIGKILL) // its own session, so its own process group
-		_ = p.Signal(syscall.SIGKILL)
-		exit = <-done
-	}
+	exit, err := r.await(ctx, e, done)
 	// What it left behind may hold the pipe open: do not wait for its end.
 	_ = read.SetReadDeadline(time.Now())
 	out := <-kept
@@ -55,7 +46,7 @@ func (r *Runner) Output(ctx context.Context, q Request, limit int) (service.Exit
 	if n, err := unix.Read(pipe[0], rest); err == nil && n > 0 {
 		out = append(out, rest[:n]...)
 	}
-	return exit, out, context.Cause(ctx)
+	return exit, out, err
 }
 
 // readUpTo keeps the first limit bytes and reads on, so that the writer is

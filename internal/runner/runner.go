@@ -84,6 +84,15 @@ type Request struct {
 	// Files are passed from descriptor 3 on, with LISTEN_FDS, LISTEN_FDNAMES
 	// and LISTEN_PID in the environment (sd_listen_fds(3)). They stay open here.
 	Files []File
+
+	// Stdio, where set, are the standard descriptors, in place of what the
+	// context names. They stay open here.
+	Stdio *[3]int
+	// TTY: the standard input is a terminal, which becomes the process's own.
+	TTY bool
+	// Join, where not 0, is a process that this Runner watches and whose
+	// namespaces are entered; then none are made, and no mounts.
+	Join int
 }
 
 // File is an open file descriptor and its name in LISTEN_FDNAMES.

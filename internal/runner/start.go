@@ -27,23 +27,32 @@ type launch struct {
 	stdio  stdio
 	cgroup int // descriptor, -1 for none
 	passed []File
+	tty    bool
+	// join is the pidfd of Request.Join, -1 for none.
+	join int
 	// plain: a plain spawn can do all of spec.
 	plain bool
 }
 
 func (l *launch) close() {
 	l.stdio.close()
-	if l.cgroup >= 0 {
-		unix.Close(l.cgroup)
+	for _, fd := range []int{l.cgroup, l.join} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
 	}
 }
 
 // start resolves and spawns. Where a plain spawn fails, the sandbox step is
 // asked to do the same, because it can tell at which stage.
 func (r *Runner) start(q *Request, done chan service.Exit) (*entry, error) {
-	l := launch{cgroup: -1}
+	l := launch{cgroup: -1, join: -1, tty: q.TTY}
 	defer l.close()
-	if err := r.prepare(q, &l); err != nil {
+	err := r.prepare(q, &l)
+	if err == nil {
+		err = r.join(q, &l)
+	}
+	if err != nil {
 		err.Service = q.title()
 		return nil, err
 	}
@@ -73,7 +82,7 @@ func (r *Runner) prepare(q *Request, l *launch) *StartError {
 	if fail := makeDirectories(&c, q.Dirs, id); fail != nil {
 		return fail
 	}
-	if len(c.Mounts) > 0 {
+	if len(c.Mounts) > 0 && q.Join == 0 {
 		if err := mounts.Prepare(q.Group, rootOf(&c), c.Mounts); err != nil {
 			return &StartError{Stage: "make its mounts ready", Err: err, Code: sandbox.CodeNamespace}
 		}
@@ -99,7 +108,11 @@ func (r *Runner) prepare(q *Request, l *launch) *StartError {
 		}
 		l.cgroup = fd
 	}
-	path, err := findCommand(q.Command.Path, c.RootDirectory, env)
+	root := c.RootDirectory
+	if q.Join != 0 {
+		root = filepath.Join(procDir(q.Join), "root")
+	}
+	path, err := findCommand(q.Command.Path, root, env)
 	if err != nil {
 		return &StartError{Stage: fmt.Sprintf("find command %q", q.Command.Path), Err: err, Code: sandbox.CodeExec}
 	}
@@ -211,7 +224,7 @@ func (l *launch) plainAttr() *syscall.ProcAttr {
 }
 
 func (l *launch) sysAttr() *syscall.SysProcAttr {
-	sys := &syscall.SysProcAttr{Setsid: true}
+	sys := &syscall.SysProcAttr{Setsid: true, Setctty: l.tty}
 	if l.cgroup >= 0 {
 		sys.UseCgroupFD, sys.CgroupFD = true, l.cgroup
 	}
@@ -291,6 +304,9 @@ func (r *Runner) spawnSandbox(l *launch, done chan service.Exit) (*entry, *Start
 	attr := &syscall.ProcAttr{
 		Dir: "/", Env: []string{"GOMAXPROCS=1", "GOGC=off", "GODEBUG=asyncpreemptoff=1"},
 		Files: append(l.files(), uintptr(spec), uintptr(pipe[1])), Sys: l.sysAttr(),
+	}
+	if l.join >= 0 {
+		attr.Files = append(attr.Files, uintptr(l.join))
 	}
 	for _, f := range l.passed {
 		attr.Files = append(attr.Files, uintptr(f.FD))

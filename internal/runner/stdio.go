@@ -40,6 +40,9 @@ func (q *Request) openStdio(c *service.ExecContext, id identity, s *stdio) *Star
 	fail := func(what string, code int, err error) *StartError {
 		return &StartError{Stage: "open " + what, Err: err, Code: code}
 	}
+	if q.Stdio != nil {
+		return q.givenStdio(id, s)
+	}
 	umask := uint32(umaskOf(c))
 	var err error
 	in := "/dev/null"
@@ -65,6 +68,22 @@ func (q *Request) openStdio(c *service.ExecContext, id identity, s *stdio) *Star
 	}
 	if s.fds[2], err = s.output(errWord, q.Stderr, umask, id); err != nil {
 		return fail("standard error", sandbox.CodeStdout, err)
+	}
+	return nil
+}
+
+// givenStdio takes the descriptors of the request. As with FIFOs, the process
+// may open /dev/stderr and its like again.
+func (q *Request) givenStdio(id identity, s *stdio) *StartError {
+	s.fds = *q.Stdio
+	for _, fd := range s.fds {
+		var st unix.Stat_t
+		if id.credential == nil || unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFCHR && !q.TTY {
+			continue // /dev/null stays whose it is
+		}
+		if err := unix.Fchown(fd, int(id.uid), int(id.gid)); err != nil && !errors.Is(err, unix.EPERM) {
+			return &StartError{Stage: "open standard input and output", Err: fmt.Errorf("give it to user %d: %w", id.uid, err), Code: sandbox.CodeStdin}
+		}
 	}
 	return nil
 }

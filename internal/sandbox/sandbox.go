@@ -29,6 +29,8 @@ const Argv0 = "(legion-sandbox)"
 const (
 	SpecFD    = 3
 	FailureFD = 4
+	// JoinFD is the pidfd that Join is about; then there are no Files.
+	JoinFD = 5
 )
 
 // Spec is what to apply before exec, in the order of the fields.
@@ -37,6 +39,9 @@ type Spec struct {
 	Service string `json:"service"`
 	// Enter are cgroups of version 1 to be put into.
 	Enter []string `json:"enter,omitempty"`
+	// Join are the kinds of namespace (CLONE_NEW…) to enter of the process that
+	// JoinFD stands for; then none are made here.
+	Join int `json:"join,omitempty"`
 	// NetNS is the path of a network namespace to enter.
 	NetNS string `json:"netns,omitempty"`
 	// Mounts, where there are any or ReadOnlyRoot is set, make a mount
@@ -141,7 +146,7 @@ type stage struct {
 
 // Plain says whether a plain spawn can do all of it (package syscall).
 func (s *Spec) Plain() bool {
-	return len(s.Enter) == 0 && s.NetNS == "" && len(s.Mounts) == 0 && !s.ReadOnlyRoot && len(s.Rlimits) == 0 && s.Nice == nil && s.OOMScoreAdjust == nil &&
+	return len(s.Enter) == 0 && s.Join == 0 && s.NetNS == "" && len(s.Mounts) == 0 && !s.ReadOnlyRoot && len(s.Rlimits) == 0 && s.Nice == nil && s.OOMScoreAdjust == nil &&
 		s.UMask == 0o022 && s.Sandbox == nil && s.Scheduling == nil && s.Bounding == nil && !s.NoNewPrivileges && s.IgnoreSIGPIPE
 }
 
@@ -158,6 +163,7 @@ func Init() {
 	runtime.LockOSThread()
 	unix.CloseOnExec(SpecFD)
 	unix.CloseOnExec(FailureFD)
+	unix.CloseOnExec(JoinFD) // where it is one of Files, it is moved anyway
 	failure := apply()
 	pipe := os.NewFile(uintptr(failureFD), "failure")
 	_ = json.NewEncoder(pipe).Encode(failure)
@@ -233,8 +239,9 @@ func (s *Spec) stages() []stage {
 			return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0)
 		})
 	}
-	add(s.NetNS != "", fmt.Sprintf("enter network namespace %q", s.NetNS), CodeNetwork, func() error { return enterNet(s.NetNS) })
-	if len(s.Mounts) > 0 || s.ReadOnlyRoot {
+	add(s.Join != 0, "enter the namespaces of the service", CodeNamespace, func() error { return join(s.Join) })
+	add(s.NetNS != "" && s.Join == 0, fmt.Sprintf("enter network namespace %q", s.NetNS), CodeNetwork, func() error { return enterNet(s.NetNS) })
+	if (len(s.Mounts) > 0 || s.ReadOnlyRoot) && s.Join == 0 {
 		for _, st := range s.mountStages() {
 			add(true, st.name, st.code, st.do)
 		}
@@ -245,7 +252,9 @@ func (s *Spec) stages() []stage {
 	if x := s.Sandbox; x != nil {
 		add(x.KeyringMode != "", "set KeyringMode", CodeKeyring, func() error { return setKeyring(x.KeyringMode) })
 		add(x.Personality != "", "set Personality", CodePersonality, func() error { return setPersonality(x.Personality) })
-		out = append(out, s.namespaceStages()...)
+		if s.Join == 0 {
+			out = append(out, s.namespaceStages()...)
+		}
 	}
 	for name, limit := range s.Rlimits {
 		add(true, "set Limit"+name, CodeLimits, func() error { return setLimit(name, limit) })
@@ -344,6 +353,17 @@ func enterNet(path string) error {
 	}
 	defer unix.Close(fd)
 	return unix.Setns(fd, unix.CLONE_NEWNET)
+}
+
+// join enters namespaces of the process behind JoinFD. A thread that shares its
+// directories with others cannot enter a mount namespace (setns(2)).
+func join(kinds int) error {
+	if kinds&unix.CLONE_NEWNS != 0 {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return err
+		}
+	}
+	return unix.Setns(JoinFD, kinds)
 }
 
 var resources = map[string]int{

@@ -61,6 +61,12 @@ func (p *processes) Start(q host.Request) (host.Process, error) {
 	return process{s}, nil
 }
 
+func (p *processes) Exec(ctx context.Context, q host.ExecRequest, started func(pid int)) (service.Exit, error) {
+	r := request(q.Request)
+	r.Join, r.Stdio, r.TTY = q.Beside, &q.Stdio, q.TTY
+	return p.r.Exec(ctx, r, started)
+}
+
 func request(q host.Request) runner.Request {
 	return runner.Request{
 		Group: q.Group, Service: q.Service, Run: q.Run, Command: q.Command, Context: q.Context, Env: q.Env,
