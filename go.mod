@@ -26,6 +26,8 @@ require k8s.io/controller-manager v0.37.2 // indirect
 
 require k8s.io/cri-client v0.37.2 // indirect
 
+require k8s.io/cri-streaming v0.37.2
+
 require k8s.io/csi-translation-lib v0.37.2 // indirect
 
 require k8s.io/dynamic-resource-allocation v0.37.2 // indirect
@@ -61,6 +63,7 @@ require k8s.io/kubernetes v1.37.2
 require k8s.io/kube-openapi v0.0.0-20260721132016-d427ff9ee9ad // indirect
 
 require (
+	github.com/creack/pty v1.1.24
 	github.com/hashicorp/yamux v0.1.2
 	github.com/rogpeppe/go-internal v1.14.1
 	github.com/spf13/cobra v1.10.2

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -32,7 +31,7 @@ type Host interface {
 	Put(ctx context.Context, group service.Group) error
 	Start(ctx context.Context, name string) error
 	Delete(ctx context.Context, name string, grace time.Duration) error
-	Logs(ctx context.Context, group string, q hostapi.LogQuery) (io.ReadCloser, error)
+	containerHost
 }
 
 // Options are what a person sets.
@@ -115,7 +114,7 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 		api:  api, log: log, read: read,
 		hostState: make(chan error), registered: make(chan struct{}),
 	}
-	k := &kubelet{logs: host, log: log, find: p.find, again: p.again, list: p.list, now: time.Now}
+	k := &kubelet{host: host, ip: o.NodeIP, log: log, find: p.find, again: p.again, list: p.list, now: time.Now}
 
 	var parts sync.WaitGroup
 	defer parts.Wait()
@@ -176,10 +175,10 @@ func watchHost(ctx context.Context, host Host, p *pods, h *heartbeat, log *slog.
 func keepTunnel(ctx context.Context, config *rest.Config, handler http.Handler, log *slog.Logger) {
 	tls, err := rest.TLSConfigFor(config)
 	if err != nil {
-		log.Error("cannot open the tunnel: kubectl logs will not work for this node", "error", err)
+		log.Error("cannot open the tunnel: kubectl logs and exec will not work for this node", "error", err)
 		return
 	}
-	tell := teller(log, "the tunnel (for kubectl logs)")
+	tell := teller(log, "the tunnel (for kubectl logs and exec)")
 	tunnel.Keep(ctx, tls, config.Host, handler, func() { tell(nil) }, tell)
 }
 

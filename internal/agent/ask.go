@@ -45,9 +45,9 @@ func (p *pods) list(ctx context.Context) []*v1.Pod {
 	return list
 }
 
-// find tells of a container for its log; see kubelet.
-func (p *pods) find(ctx context.Context, namespace, name, container string) (logTarget, error) {
-	return ask(ctx, p, func() (logTarget, error) {
+// find tells of a container or a pod; see kubelet.
+func (p *pods) find(ctx context.Context, namespace, name, container string) (target, error) {
+	return ask(ctx, p, func() (target, error) {
 		var found *record
 		for _, r := range p.records {
 			// Of two pods of one name the one that is not on its way out counts.
@@ -56,27 +56,28 @@ func (p *pods) find(ctx context.Context, namespace, name, container string) (log
 			}
 		}
 		if found == nil {
-			return logTarget{}, fmt.Errorf("pod %s/%s is not on node %s", namespace, name, p.node.Name)
+			return target{}, fmt.Errorf("pod %s/%s is not on node %s", namespace, name, p.node.Name)
 		}
 		return found.target(container)
 	})
 }
 
 // again is find for a pod that was found before.
-func (p *pods) again(ctx context.Context, uid types.UID, container string) (logTarget, error) {
-	return ask(ctx, p, func() (logTarget, error) {
+func (p *pods) again(ctx context.Context, uid types.UID, container string) (target, error) {
+	return ask(ctx, p, func() (target, error) {
 		if r, ok := p.records[uid]; ok {
 			return r.target(container)
 		}
 		ended := make(chan struct{})
 		close(ended)
-		return logTarget{UID: uid, Done: ended}, nil
+		return target{UID: uid, Done: ended}, nil
 	})
 }
 
-// target is what a reader of a container's log needs to know.
-func (r *record) target(container string) (logTarget, error) {
-	t := logTarget{UID: r.uid, Done: r.over(), Changed: r.next()}
+// target is what a reader of a container's log, and who would run a command
+// beside it, needs to know; an empty name is the pod.
+func (r *record) target(container string) (target, error) {
+	t := target{UID: r.uid, Done: r.over(), Changed: r.next()}
 	if r.status != nil {
 		for i := range r.status.ContainerStatuses {
 			c := &r.status.ContainerStatuses[i]
@@ -85,7 +86,7 @@ func (r *record) target(container string) (logTarget, error) {
 			}
 		}
 	}
-	if r.host == nil {
+	if r.host == nil || container == "" {
 		return t, nil
 	}
 	for i := range r.host.Services {
@@ -94,7 +95,7 @@ func (r *record) target(container string) (logTarget, error) {
 			continue
 		}
 		if s.Main != nil {
-			t.Run = s.Main.Number
+			t.Run, t.Runs = s.Main.Number, s.Main.Exit == nil
 		}
 		if s.Previous != nil {
 			t.Before = s.Previous.Number

@@ -26,6 +26,17 @@ var errLimit = errors.New("limit reached")
 
 // copyFrom writes all of r's lines, flushing whenever no more are at hand.
 func (o *logOutput) copyFrom(r io.Reader, flush func()) error {
+	err := eachLine(r, flush, o.line)
+	if errors.Is(err, errLimit) {
+		flush()
+		return nil
+	}
+	return err
+}
+
+// eachLine gives each of r's lines to take until the end or an error, and calls
+// idle whenever no more are at hand.
+func eachLine(r io.Reader, idle func(), take func(line []byte) error) error {
 	in := bufio.NewReaderSize(r, 64<<10)
 	for {
 		line, err := in.ReadSlice('\n')
@@ -35,15 +46,12 @@ func (o *logOutput) copyFrom(r io.Reader, flush func()) error {
 			line = append(whole, line...)
 		}
 		if len(line) > 0 {
-			if werr := o.line(line); errors.Is(werr, errLimit) {
-				flush()
-				return nil
-			} else if werr != nil {
-				return werr
+			if err := take(line); err != nil {
+				return err
 			}
 		}
 		if in.Buffered() == 0 {
-			flush()
+			idle()
 		}
 		if errors.Is(err, io.EOF) {
 			return nil

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -18,18 +19,23 @@ import (
 
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/podspec"
+	"legion.dev/legion/internal/service"
 )
 
-// logSource is what serving logs needs of legiond.
-type logSource interface {
+// containerHost is what serving logs and streams needs of legiond.
+type containerHost interface {
 	Logs(ctx context.Context, group string, q hostapi.LogQuery) (io.ReadCloser, error)
+	// Exec closes the files.
+	Exec(ctx context.Context, group string, r hostapi.ExecRequest, stdio [3]*os.File) (service.Exit, error)
 }
 
-// logTarget is a container whose log is asked for.
-type logTarget struct {
+// target is a container that somebody asks for.
+type target struct {
 	UID types.UID
 	// Run is the newest run, 0 if there was none yet; Before is the one before.
 	Run, Before uint64
+	// Runs: the newest run has not ended.
+	Runs bool
 	// Waiting is why there is no run, where that is known.
 	Waiting string
 	// Changed is closed at the next news of the pod, Done when nothing of it
@@ -40,12 +46,15 @@ type logTarget struct {
 // kubelet answers what the API server asks of a node, as a kubelet does
 // (pkg/kubelet/server/server.go).
 type kubelet struct {
-	logs logSource
+	host containerHost
 	log  *slog.Logger
-	// find tells of a container; the error is for the person who asked.
-	find func(ctx context.Context, namespace, pod, container string) (logTarget, error)
+	// ip is the node's own address.
+	ip string
+	// find tells of a container, or of a pod if container is empty; the error is
+	// for the person who asked.
+	find func(ctx context.Context, namespace, pod, container string) (target, error)
 	// again is find for a pod that was found before.
-	again func(ctx context.Context, uid types.UID, container string) (logTarget, error)
+	again func(ctx context.Context, uid types.UID, container string) (target, error)
 	// list gives the pods of this node.
 	list func(ctx context.Context) []*v1.Pod
 	now  func() time.Time
@@ -67,11 +76,10 @@ func (k *kubelet) handler() http.Handler {
 	mux.HandleFunc("GET /pods", pods)
 	mux.HandleFunc("GET /runningpods", pods)
 	mux.HandleFunc("GET /runningpods/", pods)
-	for verb, what := range map[string]string{"exec": "kubectl exec", "attach": "kubectl attach", "portForward": "kubectl port-forward", "run": "running commands"} {
-		mux.HandleFunc("/"+verb+"/", func(w http.ResponseWriter, _ *http.Request) {
-			http.Error(w, what+" is not supported yet by this node's agent", http.StatusNotImplemented)
-		})
-	}
+	// By GET too: browsers open WebSockets so.
+	mux.HandleFunc("/exec/{namespace}/{pod}/{container}", k.serveExec)
+	mux.HandleFunc("/attach/{namespace}/{pod}/{container}", k.serveAttach)
+	mux.HandleFunc("/portForward/{namespace}/{pod}", k.servePortForward)
 	return mux
 }
 
@@ -182,7 +190,7 @@ func (k *kubelet) containerLogs(w http.ResponseWriter, r *http.Request) {
 
 // open opens the log of a run; one that has written nothing is empty.
 func (k *kubelet) open(ctx context.Context, uid types.UID, query hostapi.LogQuery) (io.ReadCloser, error) {
-	body, err := k.logs.Logs(ctx, podspec.GroupName(uid), query)
+	body, err := k.host.Logs(ctx, podspec.GroupName(uid), query)
 	var answer *hostapi.Error
 	if errors.As(err, &answer) && answer.Code == "not-found" {
 		return io.NopCloser(strings.NewReader("")), nil
@@ -192,23 +200,23 @@ func (k *kubelet) open(ctx context.Context, uid types.UID, query hostapi.LogQuer
 
 // nextRun waits until a container that is followed runs again and opens the log
 // of that run; nil when there will be none.
-func (k *kubelet) nextRun(ctx context.Context, target *logTarget, query hostapi.LogQuery) (io.ReadCloser, error) {
-	last := target.Run
+func (k *kubelet) nextRun(ctx context.Context, t *target, query hostapi.LogQuery) (io.ReadCloser, error) {
+	last := t.Run
 	for {
 		select {
-		case <-target.Changed:
-		case <-target.Done:
+		case <-t.Changed:
+		case <-t.Done:
 			return nil, nil
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 		var err error
-		if *target, err = k.again(ctx, target.UID, query.Service); err != nil {
+		if *t, err = k.again(ctx, t.UID, query.Service); err != nil {
 			return nil, err
 		}
-		if target.Run > last {
-			query.Run, query.Tail, query.Since = target.Run, -1, time.Time{}
-			return k.open(ctx, target.UID, query)
+		if t.Run > last {
+			query.Run, query.Tail, query.Since = t.Run, -1, time.Time{}
+			return k.open(ctx, t.UID, query)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/service"
 )
 
 func TestLogOutput(t *testing.T) {
@@ -92,20 +94,25 @@ func (f *fakeLogs) Logs(_ context.Context, _ string, q hostapi.LogQuery) (io.Rea
 	return io.NopCloser(strings.NewReader(text)), nil
 }
 
+func (f *fakeLogs) Exec(context.Context, string, hostapi.ExecRequest, [3]*os.File) (service.Exit, error) {
+	return service.Exit{}, errors.New("nothing is run here")
+}
+
 func TestContainerLogs(t *testing.T) {
 	const stamp = "2030-01-02T03:04:05Z stdout F "
 	logs := &fakeLogs{runs: map[uint64]string{1: stamp + "first\n", 2: stamp + "second\n", 3: stamp + "third\n"}}
 	open, closed := make(chan struct{}), make(chan struct{})
 	close(closed)
-	targets := map[string]logTarget{
+	targets := map[string]target{
 		"run":     {UID: "u", Run: 2, Before: 1, Changed: closed, Done: open},
 		"fresh":   {UID: "u", Run: 1, Changed: closed, Done: open},
 		"waiting": {UID: "u", Waiting: "CreateContainerConfigError: no command"},
 		"silent":  {UID: "u", Run: 9},
+		"ended":   {UID: "u", Run: 1},
 	}
 	k := &kubelet{
-		logs: logs, log: slog.New(slog.NewTextHandler(io.Discard, nil)), now: time.Now,
-		find: func(_ context.Context, _, pod, _ string) (logTarget, error) {
+		host: logs, log: slog.New(slog.NewTextHandler(io.Discard, nil)), now: time.Now,
+		find: func(_ context.Context, _, pod, _ string) (target, error) {
 			target, ok := targets[pod]
 			if !ok {
 				return target, errors.New("pod default/" + pod + " is not on node n1")
@@ -113,8 +120,8 @@ func TestContainerLogs(t *testing.T) {
 			return target, nil
 		},
 		// The container runs once more and is gone then.
-		again: func(context.Context, types.UID, string) (logTarget, error) {
-			return logTarget{UID: "u", Run: 3, Changed: make(chan struct{}), Done: closed}, nil
+		again: func(context.Context, types.UID, string) (target, error) {
+			return target{UID: "u", Run: 3, Changed: make(chan struct{}), Done: closed}, nil
 		},
 		list: func(context.Context) []*v1.Pod { return []*v1.Pod{{}} },
 	}
@@ -133,7 +140,11 @@ func TestContainerLogs(t *testing.T) {
 		"/containerLogs/default/none/c":                         "404 pod default/none is not on node n1",
 		"/healthz":                                              "200 ok",
 		"/runningpods/":                                         `200 {"kind":"PodList"`,
-		"/exec/default/run/c":                                   "501 kubectl exec is not supported yet",
+		"/exec/default/run/c":                                   "400 you must specify at least 1 of stdin, stdout, stderr",
+		"/exec/default/none/c?output=1&command=ls":              "404 pod default/none is not on node n1",
+		"/exec/default/waiting/c?output=1&command=ls":           "409 container \"c\" in pod \"waiting\" does not run: CreateContainerConfigError: no command",
+		"/attach/default/ended/c?output=1":                      "409 container \"c\" in pod \"ended\" does not run: it has ended",
+		"/portForward/default/none":                             "404 pod default/none is not on node n1",
 	} {
 		w := httptest.NewRecorder()
 		k.handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))

@@ -111,14 +111,18 @@ func quiet(ctx context.Context, stderr io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(stderr, nil))
 }
 
-// untilEnd drops what is logged after the context has ended.
+// hungUp is what the library says of every kubectl exec when it is over.
+const hungUp = "Error on socket receive"
+
+// untilEnd drops what is logged after the context has ended, and what is no
+// error.
 type untilEnd struct {
 	slog.Handler
 	ctx context.Context
 }
 
 func (h untilEnd) Handle(ctx context.Context, record slog.Record) error {
-	if h.ctx.Err() != nil {
+	if h.ctx.Err() != nil || record.Message == hungUp {
 		return nil
 	}
 	return h.Handler.Handle(ctx, record)
