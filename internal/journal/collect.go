@@ -18,17 +18,20 @@ const (
 // marked P, as containerd does.
 const maxLine = 16 << 10
 
-// stream is one of a service's two FIFOs.
+// maxOut bounds what is stored at a time.
+const maxOut = 128 << 10
+
+// stream is one of a service's two FIFOs. What has been stored of it is taken
+// out; a line whose end has not come yet stays in it.
 type stream struct {
 	log  *log
 	name string // "stdout", "stderr"
 	path string
 	fd   int // -1 when closed
-	// partial is the beginning of a line whose end has not come yet.
-	partial []byte
 }
 
-// collect is the goroutine that reads every FIFO of the host.
+// collect is the goroutine that reads every FIFO of the host. It is told of each
+// write, not of what is still there: a line that has begun is left alone.
 func (j *Journal) collect() {
 	defer close(j.done)
 	events := make([]unix.EpollEvent, 64)
@@ -43,91 +46,134 @@ func (j *Journal) collect() {
 			j.mu.Unlock()
 			return
 		}
+		busy := j.busy
+		j.busy = nil
+		for _, s := range busy {
+			j.collectFrom(s)
+		}
 		for _, ev := range events[:max(n, 0)] {
 			if int(ev.Fd) == j.wake {
 				var b [8]byte
 				_, _ = unix.Read(j.wake, b[:])
 			} else if s := j.byFD[int(ev.Fd)]; s != nil {
-				j.read(s)
+				j.collectFrom(s)
 			}
 		}
 		timeout = j.retry()
+		if len(j.busy) > 0 {
+			timeout = 0
+		}
 		j.mu.Unlock()
 	}
 }
 
-// read takes one buffer from a FIFO; false if there was nothing.
-func (j *Journal) read(s *stream) bool {
-	n, err := unix.Read(s.fd, j.buf)
-	if err != nil || n <= 0 {
-		return errors.Is(err, unix.EINTR)
+// collectFrom takes what is in a FIFO now. One whose writer never ends gets its
+// turn again after the others.
+func (j *Journal) collectFrom(s *stream) {
+	if j.drain(s) {
+		j.busy = append(j.busy, s)
 	}
-	j.split(s, j.buf[:n])
+}
+
+// drain takes the whole lines that are in a FIFO now; true if it had to leave
+// some.
+func (j *Journal) drain(s *stream) bool {
+	for range 16 {
+		if s.fd < 0 || !j.read(s, false) {
+			return false
+		}
+	}
 	return true
 }
 
-// drain takes what is in a FIFO now. The bound is for a writer that never ends.
-func (j *Journal) drain(s *stream) {
-	for range 16 {
-		if s.fd < 0 || !j.read(s) {
-			return
-		}
+// read stores one buffer of what is in a FIFO, and takes it out; false if there
+// was nothing to store. rest is for a line whose end will not come any more.
+func (j *Journal) read(s *stream, rest bool) bool {
+	n, err := j.peek(s.fd)
+	if err != nil {
+		return errors.Is(err, unix.EINTR)
 	}
+	used := j.split(s, j.buf[:n])
+	if used == 0 && n > 0 && (rest || crowded(s.fd)) {
+		flag := byte('P')
+		if rest {
+			flag = 'F'
+		}
+		j.line(s, stampNow(), flag, j.buf[:n])
+		used = n
+	}
+	if used == 0 {
+		return false
+	}
+	j.move(s, j.buf[:used], j.out)
+	return true
 }
 
-// split cuts what was read into lines and stores them.
-func (j *Journal) split(s *stream, data []byte) {
-	now := time.Now().UTC().AppendFormat(make([]byte, 0, timeWidth), timeFormat)
+// peek copies to buf what is in a FIFO and leaves it there (tee(2)).
+func (j *Journal) peek(fd int) (int, error) {
+	n, err := unix.Tee(fd, j.copies[1], len(j.buf), unix.SPLICE_F_NONBLOCK)
+	if err != nil {
+		return 0, err
+	}
+	return int(n), readFull(j.copies[0], j.buf[:n])
+}
+
+// crowded says whether a FIFO has no room for its writer.
+func crowded(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	_, err := unix.Poll(p, 0)
+	return err == nil && p[0].Revents&unix.POLLOUT == 0
+}
+
+// take removes from a FIFO what begins it.
+func (j *Journal) take(fd, n int) error { return readFull(fd, j.buf[:n]) }
+
+func readFull(fd int, buf []byte) error {
+	for len(buf) > 0 {
+		n, err := unix.Read(fd, buf)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		case n == 0:
+			return errors.New("the pipe has ended")
+		}
+		buf = buf[max(n, 0):]
+	}
+	return nil
+}
+
+func stampNow() []byte {
+	return time.Now().UTC().AppendFormat(make([]byte, 0, timeWidth), timeFormat)
+}
+
+// split cuts data into lines, as far as they are whole or too long, and leaves
+// in out what is to be stored; it says how much of data that is.
+func (j *Journal) split(s *stream, data []byte) (used int) {
+	now := stampNow()
 	j.out = j.out[:0]
-	for len(data) > 0 {
-		i := bytes.IndexByte(data, '\n')
-		piece := data
-		if i >= 0 {
-			piece = data[:i]
-		}
-		// Fill up the line that was begun.
-		for len(s.partial)+len(piece) > maxLine {
-			room := maxLine - len(s.partial)
-			j.line(s, now, 'P', piece[:room])
-			piece = piece[room:]
-		}
-		if i < 0 {
-			s.partial = append(s.partial, piece...)
-			break
-		}
-		j.line(s, now, 'F', piece)
-		data = data[i+1:]
-		if len(j.out) > 128<<10 {
-			j.store(s.log, j.out)
-			j.out = j.out[:0]
+	for len(j.out) < maxOut {
+		i := bytes.IndexByte(data[used:min(len(data), used+maxLine+1)], '\n')
+		switch {
+		case i >= 0:
+			j.line(s, now, 'F', data[used:used+i])
+			used += i + 1
+		case len(data)-used > maxLine:
+			j.line(s, now, 'P', data[used:used+maxLine])
+			used += maxLine
+		default:
+			return used
 		}
 	}
-	j.store(s.log, j.out)
+	return used
 }
 
-// line adds a stored line to out: what was begun before, and rest.
-func (j *Journal) line(s *stream, now []byte, flag byte, rest []byte) {
+// line adds a stored line to out.
+func (j *Journal) line(s *stream, now []byte, flag byte, text []byte) {
 	j.out = append(j.out, now...)
 	j.out = append(j.out, ' ')
 	j.out = append(j.out, s.name...)
 	j.out = append(j.out, ' ', flag, ' ')
-	j.out = append(j.out, s.partial...)
-	j.out = append(j.out, rest...)
+	j.out = append(j.out, text...)
 	j.out = append(j.out, '\n')
-	s.partial = s.partial[:0]
-	if cap(s.partial) > 1<<10 {
-		s.partial = nil
-	}
-}
-
-// finishLine stores a line whose end will not come any more.
-func (j *Journal) finishLine(s *stream) { j.finishPiece(s, 'F') }
-
-func (j *Journal) finishPiece(s *stream, flag byte) {
-	if len(s.partial) == 0 {
-		return
-	}
-	j.out = j.out[:0]
-	j.line(s, time.Now().UTC().AppendFormat(nil, timeFormat), flag, nil)
-	j.store(s.log, j.out)
 }

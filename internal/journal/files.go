@@ -265,6 +265,7 @@ func (j *Journal) tryWrite(l *log, data []byte) error {
 		i := slices.Index(j.open, l)
 		j.open = append(slices.Delete(j.open, i, i+1), l)
 	}
+	j.beginNote(l, len(data))
 	if _, err := l.file.WriteAt(data, l.size); err != nil {
 		_ = l.file.Truncate(l.size) // no half lines
 		return err

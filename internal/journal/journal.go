@@ -5,7 +5,8 @@
 //	2026-01-02T15:04:05.000000000Z stdout F text
 //
 // A service has one set of files, numbered upwards and bounded in size and
-// number; beside them the file "runs" tells where each run begins. No service
+// number; beside them the file "runs" tells where each run begins. No line is
+// lost or stored twice where legiond is killed, as far as a FIFO holds. No service
 // ever waits for the disk: when it is full, the newest lines stay in memory
 // until there is room again.
 package journal
@@ -60,10 +61,17 @@ type Journal struct {
 	open    []*log // those with an open file, the one used last at the end
 
 	epoll, wake int
+	copies      [2]int // a pipe, for looking into the FIFOs
 	buf         []byte // what is read
 	out         []byte // what is written
-	closed      bool
-	done        chan struct{}
+	busy        []*stream
+	// note is the file of the note of what is moving; noted says that it tells
+	// of something.
+	note   *os.File
+	moving *move
+	noted  bool
+	closed bool
+	done   chan struct{}
 }
 
 type key struct{ group, service string }
@@ -94,7 +102,13 @@ func Open(dir string, o Options) (*Journal, error) {
 		unix.Close(j.epoll)
 		return nil, fmt.Errorf("cannot collect logs: eventfd: %w", err)
 	}
-	if err := j.watch(j.wake); err != nil {
+	if err := j.watch(j.wake, 0); err != nil {
+		return nil, fmt.Errorf("cannot collect logs: %w", err)
+	}
+	if err := unix.Pipe2(j.copies[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("cannot collect logs: pipe: %w", err)
+	}
+	if err := j.resume(); err != nil {
 		return nil, fmt.Errorf("cannot collect logs: %w", err)
 	}
 	go j.collect()
@@ -108,8 +122,8 @@ func orDefault[T int | int64 | time.Duration](v, standard T) T {
 	return v
 }
 
-func (j *Journal) watch(fd int) error {
-	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
+func (j *Journal) watch(fd int, how uint32) error {
+	event := unix.EpollEvent{Events: unix.EPOLLIN | how, Fd: int32(fd)}
 	if err := unix.EpollCtl(j.epoll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
 		return fmt.Errorf("epoll_ctl: %w", err)
 	}
@@ -178,7 +192,7 @@ func (j *Journal) openFIFO(s *stream) error {
 	if len(j.byFD) < maxRoomy {
 		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, 256<<10)
 	}
-	if err := j.watch(fd); err != nil {
+	if err := j.watch(fd, unix.EPOLLET); err != nil {
 		unix.Close(fd)
 		return err
 	}
@@ -200,8 +214,15 @@ func (j *Journal) Ended(group, service string) {
 
 func (j *Journal) endRun(l *log) {
 	for i := range l.streams {
-		j.drain(&l.streams[i])
-		j.finishLine(&l.streams[i])
+		s := &l.streams[i]
+		switch {
+		case s.fd < 0:
+		case j.drain(s):
+			j.busy = append(j.busy, s)
+			j.poke()
+		default:
+			j.read(s, true)
+		}
 	}
 	l.ended = true
 	l.tell()
@@ -219,6 +240,8 @@ func (j *Journal) Detach(group, service string) {
 		l.tell()
 	}
 }
+
+func (j *Journal) poke() { _, _ = unix.Write(j.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
 
 func (j *Journal) closeStreams(l *log) {
 	for i := range l.streams {
@@ -256,14 +279,9 @@ func (j *Journal) Remove(group string) error {
 }
 
 // Close stops collecting; what is in memory is written if it can be. The FIFOs
-// keep what is written until the next Open and Attach.
-func (j *Journal) Close() { j.end('F') }
-
-// Suspend is Close for a Journal that goes on at once: a line that has begun is
-// stored as a piece, which readers join with the rest.
-func (j *Journal) Suspend() { j.end('P') }
-
-func (j *Journal) end(flag byte) {
+// keep what is written until the next Open and Attach, and the beginning of a
+// line.
+func (j *Journal) Close() {
 	j.mu.Lock()
 	if j.closed {
 		j.mu.Unlock()
@@ -271,22 +289,21 @@ func (j *Journal) end(flag byte) {
 	}
 	j.closed = true
 	j.mu.Unlock()
-	_, _ = unix.Write(j.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	j.poke()
 	<-j.done
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for _, l := range j.logs {
-		for i := range l.streams {
-			j.finishPiece(&l.streams[i], flag)
-		}
 		j.flush(l)
 		j.closeStreams(l)
 		j.closeFile(l)
 		l.removed = true
 		l.tell()
 	}
-	unix.Close(j.epoll)
-	unix.Close(j.wake)
+	for _, fd := range []int{j.epoll, j.wake, j.copies[0], j.copies[1]} {
+		unix.Close(fd)
+	}
+	_ = j.note.Close()
 }
 
 // Problems says in a sentence each what an operator must know.

@@ -245,8 +245,14 @@ func TestRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, d := range []string{dir, run} {
-		if entries, err := os.ReadDir(d); err != nil || len(entries) != 0 {
-			t.Errorf("left in %s: %v %v", d, entries, err)
+		entries, err := os.ReadDir(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if e.Name() != filepath.Base(j.notePath()) {
+				t.Errorf("left in %s: %v", d, e)
+			}
 		}
 	}
 }

@@ -18,7 +18,7 @@ func TestCrashAtAnyMoment(t *testing.T) {
 	dir := t.TempDir()
 	twice := filepath.Join(dir, "twice")
 	script := func(i int) string {
-		return fmt.Sprintf("exec 9>%s/lock%d; flock -n 9 || echo service %d pid $$ >>%s; sleep 0.0%d", dir, i, i, twice, i+1)
+		return fmt.Sprintf("exec 9>%s/lock%d; flock -n -E 75 9; [ $$? -ne 75 ] || echo service %d pid $$$$ >>%s; sleep 0.0%d", dir, i, i, twice, i+1)
 	}
 	for i := range 4 {
 		kind := ""

@@ -200,7 +200,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 	err = serve(ctx, o, h, listener, log)
 	if errors.Is(err, host.ErrReexec) {
-		logs.Suspend()
+		logs.Close()
 		return succeed(program, h.Handover(), notes, listener)
 	}
 	if err != nil {

@@ -39,7 +39,7 @@ func asInit(t *testing.T, dir, script string, units map[string]string, env ...st
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	timer := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+	timer := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
 	t.Cleanup(func() { timer.Stop() })
 	return cmd, &out
 }
@@ -48,9 +48,12 @@ func asInit(t *testing.T, dir, script string, units map[string]string, env ...st
 // ends with the status of the essential service after it has stopped the rest.
 func TestInitEssential(t *testing.T) {
 	dir := t.TempDir()
+	if err := syscall.Mkfifo(filepath.Join(dir, "up"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	cmd, out := asInit(t, dir, "true", map[string]string{
-		"main.service": "[Unit]\nAfter=side.service\nRequires=side.service\n[Service]\nExecStart=/bin/sh -c 'for i in 1 2 3; do (true & exec true) & done; wait; readlink /proc/self >" + dir + "/self; grep -c Z /proc/[0-9]*/stat >/dev/null; exit 42'\n",
-		"side.service": "[Service]\nType=exec\nExecStart=/bin/sh -c 'trap \"echo stopped >" + dir + "/side; exit\" TERM; sleep 1000 & wait'\n",
+		"main.service": "[Unit]\nAfter=side.service\nRequires=side.service\n[Service]\nExecStart=/bin/sh -c 'read x <" + dir + "/up; for i in 1 2 3; do (true & exec true) & done; wait; readlink /proc/self >" + dir + "/self; grep -c Z /proc/[0-9]*/stat >/dev/null; exit 42'\n",
+		"side.service": "[Service]\nType=exec\nExecStart=/bin/sh -c 'trap \"echo stopped >" + dir + "/side; exit\" TERM; echo up >" + dir + "/up; sleep 1000 & wait'\n",
 	}, "LEGION_TEST_ESSENTIAL=main.service")
 	err := cmd.Wait()
 	if code := cmd.ProcessState.ExitCode(); code != 42 {
@@ -83,7 +86,7 @@ func TestInitReadOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	_ = f.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = f.SetReadDeadline(time.Now().Add(patience))
 	if _, err := f.Read(make([]byte, 1)); err != nil {
 		t.Errorf("the service did not start: %v\n%s", err, out)
 	}

@@ -2,14 +2,13 @@ package hostd
 
 import (
 	"testing"
-	"time"
 
 	"legion.dev/legion/internal/service"
 )
 
 // TestWithoutCgroups: the children of daemons that outlived legiond belong to
-// PID 1, which tells nobody of their end; they are stopped as quickly all the
-// same, and the service has not failed.
+// PID 1, which tells nobody of their end; their end is seen all the same, and
+// the service has not failed.
 func TestWithoutCgroups(t *testing.T) {
 	t.Setenv("LEGION_TEST_CGROUP", "none")
 	d := newDaemon(t, map[string]string{
@@ -28,13 +27,10 @@ func TestWithoutCgroups(t *testing.T) {
 		}
 		for _, name := range names {
 			d.running(name)
-			before := time.Now()
 			d.must(name, "stop")
-			s := d.until(name, func(s service.Status) bool { return !s.State.Alive() })
-			if took := time.Since(before); s.State != service.Dead || took > 3*time.Second {
-				t.Errorf("%s (crash: %v) is %s after %s: %s", name, crash, s.State, took, s.Reason)
-			} else {
-				t.Logf("%s (crash: %v) stopped in %s", name, crash, took)
+			// What does not see the end waits for TimeoutStopSec= and fails.
+			if s := d.until(name, func(s service.Status) bool { return !s.State.Alive() }); s.State != service.Dead {
+				t.Errorf("%s (crash: %v) is %s: %s", name, crash, s.State, s.Reason)
 			}
 		}
 	}

@@ -73,11 +73,12 @@ func TestReexec(t *testing.T) {
 	d := newDaemon(t, map[string]string{
 		"talk.service":  "[Service]\nExecStart=/bin/sh -c 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo line $i; done; echo end; exec sleep 1000'\n",
 		"store.service": "[Service]\nType=notify\nFileDescriptorStoreMax=1\nEnvironment=LEGION_TEST_DAEMON=store\nRestart=always\nRestartSec=0\nExecStart=" + exe + "\n",
-		"seven.service": "[Service]\nExecStart=/bin/sh -c 'trap \"exit 7\" TERM; while :; do sleep 1000 & wait; done'\n",
+		"seven.service": "[Service]\nExecStart=/bin/sh -c 'trap \"exit 7\" TERM; echo up; while :; do sleep 1000 & wait; done'\n",
 	})
 	for _, name := range []string{"seven.service", "store.service", "talk.service"} {
 		d.must(name, "start")
 	}
+	d.said("seven.service", "up")
 	stored, talks, seven := d.running("store.service"), d.running("talk.service"), d.running("seven.service")
 	for range 5 {
 		d.reexec()
@@ -98,7 +99,7 @@ func TestReexec(t *testing.T) {
 	if want := fmt.Sprintf("state true left by %d", stored.Main.PID); s.Text != want {
 		t.Errorf("store.service finds %q, want %q", s.Text, want)
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(patience); ; {
 		lines := d.lines("talk.service")
 		if n := len(lines); n == 0 || lines[n-1] != "end" {
 			if time.Now().Before(deadline) {

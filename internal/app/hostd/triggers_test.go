@@ -64,7 +64,7 @@ func (d *daemon) ask(path string) string {
 		d.t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	line, err := bufio.NewReader(c).ReadString('\n')
 	if err != nil {
 		d.t.Fatal(err)
@@ -139,7 +139,7 @@ func TestSocketActivation(t *testing.T) {
 func TestSocketOfAServiceThatTakesNothing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	d := newDaemon(t, map[string]string{
-		"s.socket":  "[Socket]\nListenStream=" + path + "\n",
+		"s.socket":  "[Socket]\nListenStream=" + path + "\nTriggerLimitIntervalSec=1h\nTriggerLimitBurst=5\n",
 		"s.service": "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/true\n",
 	})
 	d.must("s.socket", "start")
@@ -165,7 +165,7 @@ func TestConnectionsHaveInstances(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		return c
 	}
 	echo := func(c net.Conn) error {
