@@ -16,6 +16,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -35,9 +36,21 @@ type Config struct {
 	// LeaveBinding leaves the choice of spec.nodeName to the cluster's
 	// scheduler, and with it the question whether a pod fits.
 	LeaveBinding bool
-	// LeaveNodes leaves nodes, evictions and pods of gone nodes to the
-	// cluster's own controllers.
+	// LeaveNodes leaves nodes, evictions, pods of gone nodes and pods that
+	// name no node to the cluster's own controllers.
 	LeaveNodes bool
+	// LeaveDaemonSets leaves DaemonSets to a controller elsewhere.
+	LeaveDaemonSets bool
+	// RolloutsOnly leaves to the cluster's own controller all of a DaemonSet but
+	// its updates: where the strategy is OnDelete and there is an annotation of
+	// rollout.legion.dev, outdated pods are deleted in its order and at its pace.
+	// It implies LeaveBinding and LeaveNodes.
+	RolloutsOnly bool
+	// Holds, if set, is asked before each write whether this process may still
+	// write (Election.Holds).
+	Holds func() bool
+	// Ready, if set, is called once the caches are filled.
+	Ready func()
 	// Writes is the most writes that are under way at a time; how many are is
 	// found out from how the server does. Default 256.
 	Writes int
@@ -55,14 +68,17 @@ func (c Config) completed() (Config, error) {
 	if c.Writes <= 0 {
 		c.Writes = 256
 	}
+	if c.RolloutsOnly {
+		c.LeaveBinding, c.LeaveNodes = true, true
+	}
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
 	return c, nil
 }
 
-// Run runs the controllers until ctx ends. It returns an error only if they
-// cannot start.
+// Run runs the controllers until ctx ends, and returns when their last write has
+// ended. It returns an error only if they cannot start.
 func Run(ctx context.Context, config Config) error {
 	cfg, err := config.completed()
 	if err != nil {
@@ -71,7 +87,7 @@ func Run(ctx context.Context, config Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	all := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(slim))
+	all := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(slim), informers.WithTweakListOptions(latest))
 	leases := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0,
 		informers.WithNamespace(corev1.NamespaceNodeLease), informers.WithTransform(slim))
 	events := newTeller(eventsAPI{cfg.Client}, cfg.Log)
@@ -82,12 +98,14 @@ func Run(ctx context.Context, config Config) error {
 		return fmt.Errorf("cannot index pods: %w", err)
 	}
 	loops := []func(context.Context){events.run}
-	d, err := newDaemons(cfg, all, recorder("daemonset-controller"))
-	if err != nil {
-		return err
+	if !cfg.LeaveDaemonSets {
+		d, err := newDaemons(cfg, all, recorder("daemonset-controller"))
+		if err != nil {
+			return err
+		}
+		loops = append(loops, d.run)
 	}
-	loops = append(loops, d.run)
-	if !cfg.LeaveBinding {
+	if !cfg.LeaveBinding && !cfg.LeaveNodes {
 		u, err := newUnbound(cfg, all, recorder("legion"))
 		if err != nil {
 			return err
@@ -121,6 +139,9 @@ func Run(ctx context.Context, config Config) error {
 			}
 		}
 	}
+	if cfg.Ready != nil && ctx.Err() == nil {
+		cfg.Ready()
+	}
 	var wg sync.WaitGroup
 	for _, loop := range loops {
 		wg.Go(func() { loop(ctx) })
@@ -129,6 +150,15 @@ func Run(ctx context.Context, config Config) error {
 	cancel()
 	wg.Wait()
 	return nil
+}
+
+// latest has lists read what is true at the moment. Otherwise an API server that
+// is behind may answer from the past: to a controller that begins, pods that
+// the one before it has deleted would still be there, and use no budget.
+func latest(o *metav1.ListOptions) {
+	if o.ResourceVersion == "0" {
+		o.ResourceVersion = ""
+	}
 }
 
 // slim drops from cached objects what no loop here reads, so that a large

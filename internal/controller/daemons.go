@@ -30,15 +30,17 @@ import (
 // daemons is the loop of all DaemonSets. One goroutine owns its state; writes
 // to the API run in others and come back as items of the same queue.
 type daemons struct {
-	client    kubernetes.Interface
-	log       *slog.Logger
-	events    record.EventRecorder
-	bind      bool
-	dsLister  appslisters.DaemonSetLister
-	revisions appslisters.ControllerRevisionLister
-	nodes     corelisters.NodeLister
-	classes   nodelisters.RuntimeClassLister
-	pods      cache.Indexer
+	client kubernetes.Interface
+	log    *slog.Logger
+	events record.EventRecorder
+	bind   bool
+	// updatesOnly: all but updates is left to the cluster's own controller.
+	updatesOnly bool
+	dsLister    appslisters.DaemonSetLister
+	revisions   appslisters.ControllerRevisionLister
+	nodes       corelisters.NodeLister
+	classes     nodelisters.RuntimeClassLister
+	pods        cache.Indexer
 
 	queue workqueue.TypedDelayingInterface[item]
 	gate  *gate
@@ -80,21 +82,22 @@ type done struct{ apply func() }
 
 func newDaemons(cfg Config, f informers.SharedInformerFactory, events record.EventRecorder) (*daemons, error) {
 	c := &daemons{
-		client:    cfg.Client,
-		log:       cfg.Log,
-		events:    events,
-		bind:      !cfg.LeaveBinding,
-		dsLister:  f.Apps().V1().DaemonSets().Lister(),
-		revisions: f.Apps().V1().ControllerRevisions().Lister(),
-		nodes:     f.Core().V1().Nodes().Lister(),
-		classes:   f.Node().V1().RuntimeClasses().Lister(),
-		pods:      f.Core().V1().Pods().Informer().GetIndexer(),
-		queue:     workqueue.NewTypedDelayingQueue[item](),
-		gate:      newGate(cfg.Writes),
-		sets:      map[types.NamespacedName]*set{},
-		cramped:   map[string]map[*set]bool{},
-		assumed:   map[string]map[*set]placement.Use{},
-		claims:    map[types.UID]bool{},
+		client:      cfg.Client,
+		log:         cfg.Log,
+		events:      events,
+		bind:        !cfg.LeaveBinding,
+		updatesOnly: cfg.RolloutsOnly,
+		dsLister:    f.Apps().V1().DaemonSets().Lister(),
+		revisions:   f.Apps().V1().ControllerRevisions().Lister(),
+		nodes:       f.Core().V1().Nodes().Lister(),
+		classes:     f.Node().V1().RuntimeClasses().Lister(),
+		pods:        f.Core().V1().Pods().Informer().GetIndexer(),
+		queue:       workqueue.NewTypedDelayingQueue[item](),
+		gate:        newGate(cfg.Writes, cfg.Holds),
+		sets:        map[types.NamespacedName]*set{},
+		cramped:     map[string]map[*set]bool{},
+		assumed:     map[string]map[*set]placement.Use{},
+		claims:      map[types.UID]bool{},
 	}
 	for _, h := range []struct {
 		informer cache.SharedIndexInformer
@@ -171,7 +174,7 @@ func (c *daemons) podSeen(old, pod *corev1.Pod) {
 			c.queue.Add(item{kind: pairChanged, set: set, node: targetNode(p)})
 		}
 	}
-	if controllerOf(pod) == nil && pod.DeletionTimestamp == nil {
+	if controllerOf(pod) == nil && pod.DeletionTimestamp == nil && !c.updatesOnly {
 		c.queue.Add(item{kind: orphanSeen, set: nameOf(pod)})
 	}
 	if pod.Spec.NodeName != "" && (old == nil || placement.Occupies(old) != placement.Occupies(pod)) {
@@ -183,6 +186,7 @@ func (c *daemons) podSeen(old, pod *corev1.Pod) {
 func (c *daemons) run(ctx context.Context) {
 	stop := context.AfterFunc(ctx, c.queue.ShutDown)
 	defer stop()
+	defer c.gate.running.Wait()
 	dirty := map[*set]bool{}
 	for handled := 0; ; {
 		it, quit := c.queue.Get()
@@ -299,6 +303,8 @@ func (c *daemons) look(ctx context.Context, name types.NamespacedName) {
 		c.events.Event(ds, corev1.EventTypeWarning, "SelectingAll",
 			"This daemon set is selecting all pods. A non-empty selector is required.")
 		s.unplan()
+	case c.updatesOnly && !daemonset.Drives(ds):
+		c.leave(ctx, s, before)
 	case s.hash == "" || !equality.Semantic.DeepEqual(before.Spec.Template, ds.Spec.Template) ||
 		!equality.Semantic.DeepEqual(before.Status.CollisionCount, ds.Status.CollisionCount):
 		// Nothing is planned until the template has its revision.

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -161,14 +162,17 @@ func (c *daemons) deletePod(ctx context.Context, s *set, a daemonset.Action) {
 
 // writeStatus brings the status up to the tallies, one write at a time.
 func (c *daemons) writeStatus(ctx context.Context, s *set, conditions []appsv1.DaemonSetCondition) {
-	want := s.fleet.Status(s.status, s.ds.Generation)
+	want := s.status
+	if !c.updatesOnly {
+		want = s.fleet.Status(s.status, s.ds.Generation)
+	}
 	want.Conditions = conditions
 	if s.writing || equality.Semantic.DeepEqual(want, s.status) {
 		return
 	}
-	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"uid": s.ds.UID},
-		"status": map[string]any{
+	status := map[string]any{"conditions": want.Conditions}
+	if !c.updatesOnly {
+		maps.Copy(status, map[string]any{
 			"desiredNumberScheduled": want.DesiredNumberScheduled,
 			"currentNumberScheduled": want.CurrentNumberScheduled,
 			"numberMisscheduled":     want.NumberMisscheduled,
@@ -177,9 +181,13 @@ func (c *daemons) writeStatus(ctx context.Context, s *set, conditions []appsv1.D
 			"numberAvailable":        want.NumberAvailable,
 			"numberUnavailable":      want.NumberUnavailable,
 			"observedGeneration":     want.ObservedGeneration,
-			"conditions":             want.Conditions,
-		},
-	})
+		})
+	}
+	c.patchStatus(ctx, s, status)
+}
+
+func (c *daemons) patchStatus(ctx context.Context, s *set, status map[string]any) {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": s.ds.UID}, "status": status})
 	if err != nil {
 		panic(err) // numbers and strings
 	}

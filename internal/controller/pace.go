@@ -87,15 +87,24 @@ type gate struct {
 	pace    pace
 	flying  int
 	waiting []func()
+	// holds says whether anything may be written.
+	holds func() bool
+	// running are the writes that are under way.
+	running sync.WaitGroup
 }
 
-func newGate(most int) *gate { return &gate{pace: newPace(most)} }
+func newGate(most int, holds func() bool) *gate {
+	if holds == nil {
+		holds = func() bool { return true }
+	}
+	return &gate{pace: newPace(most), holds: holds}
+}
 
 // do runs a write beside the caller, now or when there is room. The write says
 // whether the server refused it because it has too much to do.
 func (g *gate) do(ctx context.Context, write func() (refused bool)) {
 	run := func() {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || !g.holds() {
 			g.ended(nil)
 			return
 		}
@@ -124,7 +133,7 @@ func (g *gate) ended(learn func(pace) pace) {
 func (g *gate) start() {
 	for len(g.waiting) > 0 && g.flying < g.pace.allowed() {
 		g.flying++
-		go g.waiting[0]()
+		g.running.Go(g.waiting[0])
 		g.waiting[0] = nil
 		g.waiting = g.waiting[1:]
 	}

@@ -55,6 +55,10 @@ func (c *daemons) prepare(ctx context.Context, s *set) {
 	if s.ds.DeletionTimestamp != nil || selectsAll(s.ds) {
 		return
 	}
+	if c.updatesOnly {
+		c.followHistory(ctx, s)
+		return
+	}
 	if s.preparing {
 		s.again = true
 		return
@@ -360,7 +364,7 @@ func (c *daemons) cleanHistory(ctx context.Context, s *set) {
 	if l := s.ds.Spec.RevisionHistoryLimit; l != nil {
 		limit = int(*l)
 	}
-	if s.cleaning || len(s.history.Old) <= limit {
+	if c.updatesOnly || s.cleaning || len(s.history.Old) <= limit {
 		return
 	}
 	expired := s.history.Expired(limit, s.fleet.Uses)

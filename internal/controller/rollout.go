@@ -20,7 +20,7 @@ import (
 // setting is what a plan needs to know of the cluster.
 func (c *daemons) setting() daemonset.Setting {
 	return daemonset.Setting{
-		Own: c.bind,
+		Own: c.bind, UpdatesOnly: c.updatesOnly,
 		Handler: func(class string) (string, bool) {
 			rc, err := c.classes.Get(class)
 			if err != nil {

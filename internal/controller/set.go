@@ -142,7 +142,9 @@ func (c *daemons) observe(ctx context.Context, s *set, node string) daemonset.No
 			still[o.UID] = true
 		}
 		if !o.Deleting && !s.policy.Selector.Matches(podLabels(pod)) {
-			c.release(ctx, s, pod)
+			if !c.updatesOnly {
+				c.release(ctx, s, pod)
+			}
 			continue
 		}
 		if to := s.merged[o.Hash]; to != "" && !o.Deleting {

@@ -49,6 +49,8 @@ type Policy struct {
 	// their handlers are asked, and only if asks is set.
 	handler string
 	asks    bool
+	// updatesOnly: nothing but updates is planned.
+	updatesOnly bool
 }
 
 // Setting is where a DaemonSet is planned.
@@ -57,6 +59,25 @@ type Setting struct {
 	Own bool
 	// Handler returns the runtime handler of a RuntimeClass. Nil knows none.
 	Handler func(class string) (handler string, known bool)
+	// UpdatesOnly: pods are made and removed by the cluster's own controller.
+	// The strategy is OnDelete, and updates are carried out by deleting pods.
+	UpdatesOnly bool
+}
+
+// Drives says whether the updates of a DaemonSet are Legion's where only those
+// are: its strategy is OnDelete and one of its annotations says how they go.
+func Drives(ds *appsv1.DaemonSet) bool {
+	return ds.Spec.UpdateStrategy.Type == appsv1.OnDeleteDaemonSetStrategyType && Asks(ds)
+}
+
+// Asks says whether a DaemonSet has an annotation that says how its updates go.
+func Asks(ds *appsv1.DaemonSet) bool {
+	for key := range ds.Annotations {
+		if strings.HasPrefix(key, OptionPrefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // Compile prepares a DaemonSet whose current revision has the given hash.
@@ -75,14 +96,15 @@ func Compile(ds *appsv1.DaemonSet, hash string, in Setting) (*Policy, error) {
 		affinity:    nodeaffinity.GetRequiredNodeAffinity(&corev1.Pod{Spec: *spec}),
 		tolerations: Tolerations(spec),
 		minReady:    time.Duration(ds.Spec.MinReadySeconds) * time.Second,
-		rolling:     ds.Spec.UpdateStrategy.Type != appsv1.OnDeleteDaemonSetStrategyType,
+		rolling:     in.UpdatesOnly || ds.Spec.UpdateStrategy.Type != appsv1.OnDeleteDaemonSetStrategyType,
 		unavailable: intstr.FromInt32(1),
+		updatesOnly: in.UpdatesOnly,
 	}
 	if ru := ds.Spec.UpdateStrategy.RollingUpdate; p.rolling && ru != nil {
 		if ru.MaxUnavailable != nil {
 			p.unavailable = *ru.MaxUnavailable
 		}
-		if ru.MaxSurge != nil {
+		if ru.MaxSurge != nil && !in.UpdatesOnly {
 			p.surge = *ru.MaxSurge
 		}
 	}

@@ -350,6 +350,16 @@ func (r *Report) Conditions(before []appsv1.DaemonSetCondition, now time.Time) [
 	return after
 }
 
+// WithoutReport returns the conditions without those of a report.
+func WithoutReport(before []appsv1.DaemonSetCondition) []appsv1.DaemonSetCondition {
+	if progressingIn(before) == nil {
+		return before
+	}
+	return slices.DeleteFunc(slices.Clone(before), func(c appsv1.DaemonSetCondition) bool {
+		return c.Type == Available || c.Type == Progressing || c.Type == Degraded
+	})
+}
+
 func progressingIn(conditions []appsv1.DaemonSetCondition) *appsv1.DaemonSetCondition {
 	for i := range conditions {
 		if conditions[i].Type == Progressing {

@@ -148,14 +148,16 @@ func (p *Policy) Decide(n Node, now time.Time) Verdict {
 	}
 	if !n.Exists {
 		for i := range j.live {
-			if !j.live[i].Bound {
+			if !j.live[i].Bound && !p.updatesOnly {
 				j.delete(&j.live[i], NodeGone, "the node is gone and the pod was never bound to it")
 			}
 		}
 		return j.v
 	}
 	j.count()
-	j.manage()
+	if !p.updatesOnly {
+		j.manage()
+	}
 	if p.rolling && (n.Run || len(j.present) > 0) {
 		j.update()
 	}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"legion.dev/legion/internal/apiserver"
+	"legion.dev/legion/internal/controller"
 )
 
 // manifest is a DaemonSet that is updated zone by zone.
@@ -42,8 +43,11 @@ spec:
 
 // runFleet runs a server with Legion's controllers, nodes in two zones and one
 // that cannot run host pods, and what makes pods ready.
-func runFleet(t *testing.T) kubernetes.Interface {
+func runFleet(t *testing.T) kubernetes.Interface { return runFleetWith(t, controller.Config{}) }
+
+func runFleetWith(t *testing.T, own controller.Config) kubernetes.Interface {
 	t.Helper()
+	own.NodeGrace, own.Log = time.Hour, slog.New(slog.DiscardHandler)
 	dir, err := os.MkdirTemp("", "legion-")
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +57,7 @@ func runFleet(t *testing.T) kubernetes.Interface {
 	go func() {
 		ended <- apiserver.Run(ctx, apiserver.Config{
 			Dir: dir, Listen: "127.0.0.1", Ready: func(string) { close(ready) }, Controllers: func(ctx context.Context, client kubernetes.Interface, _ *rest.Config) error {
-				return runControllers(ctx, client, time.Minute, slog.New(slog.DiscardHandler))
+				return runControllers(ctx, client, own, false)
 			},
 		})
 	}()
@@ -105,6 +109,12 @@ func runFleet(t *testing.T) kubernetes.Interface {
 				case pod.DeletionTimestamp != nil:
 					zero := int64(0)
 					_ = client.CoreV1().Pods("default").Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero})
+				case pod.Spec.NodeName == "":
+					// As a scheduler does, where the pod does not name its node.
+					node := pod.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchFields[0].Values[0]
+					_ = client.CoreV1().Pods("default").Bind(ctx, &corev1.Binding{
+						ObjectMeta: metav1.ObjectMeta{Name: pod.Name}, Target: corev1.ObjectReference{Kind: "Node", Name: node},
+					}, metav1.CreateOptions{})
 				case pod.Status.Phase == corev1.PodPending:
 					patch := `{"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True","lastTransitionTime":"` + time.Now().UTC().Format(time.RFC3339) + `"}]}}`
 					_, _ = client.CoreV1().Pods("default").Patch(ctx, pod.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status")

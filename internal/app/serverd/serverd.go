@@ -65,7 +65,8 @@ func defaultDir() string {
 func command(stdout, stderr io.Writer) *cobra.Command {
 	config := apiserver.Config{}
 	var namespaces []string
-	var grace time.Duration
+	own := controller.Config{}
+	daemonSets := true
 	root := &cobra.Command{
 		Use:           "legion-server --dir DIR",
 		Short:         "The control plane of a Legion fleet",
@@ -81,7 +82,8 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 				}
 				config.ListenNetns = append(config.ListenNetns, address)
 			}
-			return serve(cmd.Context(), config, grace, stderr)
+			own.LeaveDaemonSets = !daemonSets
+			return serve(cmd.Context(), config, own, stderr)
 		},
 	}
 	root.SetOut(stdout)
@@ -96,9 +98,10 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 	flags.StringVar(&config.EtcdCA, "etcd-cafile", "", "CA `file` of that etcd")
 	flags.StringVar(&config.EtcdCert, "etcd-certfile", "", "client certificate `file` for that etcd")
 	flags.StringVar(&config.EtcdKey, "etcd-keyfile", "", "client key `file` for that etcd")
-	flags.DurationVar(&grace, "node-grace", 40*time.Second, "how long a node may be silent before it counts as gone")
+	flags.DurationVar(&own.NodeGrace, "node-grace", 40*time.Second, "how long a node may be silent before it counts as gone")
+	flags.BoolVar(&daemonSets, "daemonset-controller", true, "carry DaemonSets out; false leaves them to a controller elsewhere (legion-server controller)")
 	flags.BoolVar(&config.Profiling, "profiling", false, "serve profiles at /debug/pprof to administrators")
-	root.AddCommand(tokenCommand(), planCommand(), rolloutCommand(), kubectlHelp())
+	root.AddCommand(tokenCommand(), planCommand(), rolloutCommand(), controllerCommand(stderr), kubectlHelp())
 	root.CompletionOptions.DisableDefaultCmd = true
 	return root
 }
@@ -136,12 +139,19 @@ func (h untilEnd) WithGroup(name string) slog.Handler {
 	return untilEnd{h.Handler.WithGroup(name), h.ctx}
 }
 
-// runControllers runs Legion's controllers inside the server.
-func runControllers(ctx context.Context, client kubernetes.Interface, grace time.Duration, logger *slog.Logger) error {
-	return controller.Run(ctx, controller.Config{Client: client, NodeGrace: grace, Log: logger})
+// runControllers runs Legion's controllers inside the server. Where the store is
+// outside, another server may be on it too: then one of them works at a time.
+func runControllers(ctx context.Context, client kubernetes.Interface, config controller.Config, elected bool) error {
+	config.Client = client
+	if !elected {
+		return controller.Run(ctx, config)
+	}
+	e := controller.Election{Name: "legion-server", Log: config.Log}
+	config.Holds = e.Holds
+	return e.Lead(ctx, client, func(ctx context.Context) error { return controller.Run(ctx, config) })
 }
 
-func serve(ctx context.Context, config apiserver.Config, grace time.Duration, stderr io.Writer) error {
+func serve(ctx context.Context, config apiserver.Config, own controller.Config, stderr io.Writer) error {
 	started := time.Now()
 	notify := notifier()
 	if ctx == nil {
@@ -157,7 +167,8 @@ func serve(ctx context.Context, config apiserver.Config, grace time.Duration, st
 	}
 	logger := quiet(ctx, stderr)
 	config.Controllers = func(ctx context.Context, client kubernetes.Interface, _ *rest.Config) error {
-		return runControllers(ctx, client, grace, logger)
+		own.Log = logger
+		return runControllers(ctx, client, own, len(config.EtcdServers) > 0)
 	}
 	dir, err := filepath.Abs(config.Dir)
 	if err != nil {
