@@ -53,7 +53,7 @@ var verbs = []struct {
 	{"The services of one host:", []func(*session) *cobra.Command{
 		statusCommand, listCommand, startCommand, stopCommand, restartCommand, reloadCommand,
 		logsCommand, explainCommand, resetFailedCommand, daemonReloadCommand, verifyCommand, calendarCommand, reexecCommand, poweroffCommand,
-		isActiveCommand, isFailedCommand, killCommand, topCommand, bootCommand,
+		isActiveCommand, isFailedCommand, killCommand, topCommand, bootCommand, imageCommand,
 	}},
 	{"Unit files:", []func(*session) *cobra.Command{
 		enableCommand, disableCommand, reenableCommand, maskCommand, unmaskCommand, presetCommand, isEnabledCommand,

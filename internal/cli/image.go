@@ -1,0 +1,193 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"legion.dev/legion/internal/image"
+)
+
+func imageCommand(s *session) *cobra.Command {
+	dir := ""
+	c := &cobra.Command{Use: "image", Short: "List, pull, import and remove the images that pods of this host are run from", Args: noArgs}
+	c.PersistentFlags().StringVar(&dir, "dir", "", "the image store (default $LEGION_DIR/images, then /var/lib/legion/images)")
+	open := func() (*image.Store, error) { return s.images(dir) }
+	c.AddCommand(imageListCommand(s, open), imagePullCommand(s, open), imageImportCommand(s, open), imagePruneCommand(s, open))
+	return c
+}
+
+// images opens the store; where overlayfs cannot be used, as one of copies.
+func (s *session) images(dir string) (*image.Store, error) {
+	if dir == "" {
+		dir = filepath.Join("/var/lib/legion", "images")
+		if own := s.Getenv("LEGION_DIR"); own != "" {
+			dir = filepath.Join(own, "images")
+		}
+	}
+	return image.OpenHere(dir)
+}
+
+func imageListCommand(s *session, open func() (*image.Store, error)) *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List the images of the store, the newest first", Args: noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			asJSON, err := s.json()
+			if err != nil {
+				return err
+			}
+			store, err := open()
+			if err != nil {
+				return err
+			}
+			list, err := store.List()
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return s.printJSON(list)
+			}
+			w := tabwriter.NewWriter(s.Out, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "NAME\tID\tSIZE\tADDED\tUSED")
+			now := time.Now()
+			for i := range list {
+				img := &list[i]
+				used := "never"
+				if !img.Used.IsZero() {
+					used = ago(now, img.Used)
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", nameOf(img), shortID(img.ID), size(img.Size()), ago(now, img.Added), used)
+			}
+			return w.Flush()
+		},
+	}
+}
+
+func imagePullCommand(s *session, open func() (*image.Store, error)) *cobra.Command {
+	return &cobra.Command{
+		Use: "pull IMAGE…", Short: "Get images from their registries, with the logins of the docker config", Args: someImages,
+		RunE: func(c *cobra.Command, args []string) error {
+			store, err := open()
+			if err != nil {
+				return err
+			}
+			for _, name := range args {
+				logins, err := image.UserLogins(name)
+				if err != nil {
+					return err
+				}
+				img, err := store.Pull(c.Context(), name, logins)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(s.Out, "%s %s\n", name, shortID(img.ID))
+			}
+			return nil
+		},
+	}
+}
+
+func imageImportCommand(s *session, open func() (*image.Store, error)) *cobra.Command {
+	name := ""
+	c := &cobra.Command{
+		Use: "import FILE…", Short: "Take images from archives of docker save or of the OCI's layout (- is standard input)", Args: someImages,
+		RunE: func(c *cobra.Command, args []string) error {
+			store, err := open()
+			if err != nil {
+				return err
+			}
+			for _, file := range args {
+				if err := s.importImage(c.Context(), store, file, name); err != nil {
+					return fmt.Errorf("%s: %w", file, err)
+				}
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&name, "name", "", "the name for the archive's image, in place of its own")
+	return c
+}
+
+func (s *session) importImage(ctx context.Context, store *image.Store, file, name string) error {
+	var in io.Reader = s.In
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = f.Close() }()
+		in = f
+	}
+	list, err := store.Import(ctx, in, name)
+	for _, img := range list {
+		fmt.Fprintf(s.Out, "%s %s\n", nameOf(img), shortID(img.ID))
+	}
+	return err
+}
+
+func imagePruneCommand(s *session, open func() (*image.Store, error)) *cobra.Command {
+	p := image.Prune{}
+	all := false
+	c := &cobra.Command{
+		Use: "prune", Short: "Remove images that nothing uses: those without a name, with --all the others, too", Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			store, err := open()
+			if err != nil {
+				return err
+			}
+			p.Nameless = !all
+			gone, err := store.Prune(c.Context(), p)
+			for i := range gone.Images {
+				fmt.Fprintf(s.Out, "removed %s %s\n", nameOf(&gone.Images[i]), shortID(gone.Images[i].ID))
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(s.Out, "%d images removed, %s freed\n", len(gone.Images), size(gone.Bytes))
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "also those with a name")
+	c.Flags().DurationVar(&p.Unused, "unused", 0, "only those of which there was no use for so long")
+	return c
+}
+
+func someImages(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return &Exit{exitUsage, errors.New("nothing is named: " + c.UseLine())}
+	}
+	return nil
+}
+
+func nameOf(i *image.Image) string {
+	if len(i.Names) == 0 {
+		return "<none>"
+	}
+	return strings.Join(i.Names, ",")
+}
+
+// shortID is as much of an ID as people copy.
+func shortID(id string) string {
+	id = strings.TrimPrefix(id, "sha256:")
+	return id[:min(len(id), 12)]
+}
+
+// size is a number of bytes for people.
+func size(n int64) string {
+	units, f := []string{"B", "KiB", "MiB", "GiB"}, float64(n)
+	for f >= 1024 && len(units) > 1 {
+		f, units = f/1024, units[1:]
+	}
+	if units[0] == "B" {
+		return fmt.Sprintf("%dB", n)
+	}
+	return fmt.Sprintf("%.1f%s", f, units[0])
+}
