@@ -30,6 +30,7 @@ type Host interface {
 	Watch(ctx context.Context, each func(hostapi.Event)) error
 	Put(ctx context.Context, group service.Group) error
 	Start(ctx context.Context, name string) error
+	Stop(ctx context.Context, name string, grace time.Duration) error
 	Delete(ctx context.Context, name string, grace time.Duration) error
 	containerHost
 }

@@ -3,10 +3,13 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"legion.dev/legion/internal/service"
 )
 
 // Questions that other goroutines put to the pods' loop.
@@ -68,19 +71,23 @@ func (p *pods) again(ctx context.Context, uid types.UID, container string) (targ
 		if r, ok := p.records[uid]; ok {
 			return r.target(container)
 		}
-		ended := make(chan struct{})
-		close(ended)
-		return target{UID: uid, Done: ended}, nil
+		return target{UID: uid, Done: closed}, nil
 	})
 }
+
+// closed stands for what has happened already.
+var closed = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
 
 // target is what a reader of a container's log, and who would run a command
 // beside it, needs to know; an empty name is the pod.
 func (r *record) target(container string) (target, error) {
 	t := target{UID: r.uid, Done: r.over(), Changed: r.next()}
 	if r.status != nil {
-		for i := range r.status.ContainerStatuses {
-			c := &r.status.ContainerStatuses[i]
+		for _, c := range slices.Concat(r.status.InitContainerStatuses, r.status.ContainerStatuses) {
 			if w := c.State.Waiting; c.Name == container && w != nil {
 				t.Waiting = w.Reason + ": " + w.Message
 			}
@@ -99,6 +106,9 @@ func (r *record) target(container string) (target, error) {
 		}
 		if s.Previous != nil {
 			t.Before = s.Previous.Number
+		}
+		if s.Main != nil && !s.Held && (s.State == service.Dead || s.State == service.Failed) {
+			t.Done = closed // the others of the pod may go on
 		}
 		return t, nil
 	}

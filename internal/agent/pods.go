@@ -23,6 +23,7 @@ import (
 type host interface {
 	Put(ctx context.Context, group service.Group) error
 	Start(ctx context.Context, name string) error
+	Stop(ctx context.Context, name string, grace time.Duration) error
 	Delete(ctx context.Context, name string, grace time.Duration) error
 }
 
@@ -107,6 +108,7 @@ func (p *pods) next(now time.Time) time.Time {
 		earliest(r.toAPI.retryAt)
 		earliest(r.toDisk.retryAt)
 		earliest(r.tokens.next())
+		earliest(r.deadline())
 		if _, at := r.apiAction(p.hostSynced, now); !at.IsZero() {
 			earliest(at)
 		}
@@ -315,10 +317,12 @@ func (p *pods) askHost(ctx context.Context, r *record, a action) {
 	case putGroup:
 		r.renew = false
 		group := *r.group
-		group.Boot = group.Boot && !r.finished()
+		group.Boot = group.Boot && !r.done()
 		call = func() error { return p.host.Put(ctx, group) }
 	case startGroup:
 		call = func() error { return p.host.Start(ctx, name) }
+	case stopGroup:
+		call = func() error { return p.host.Stop(ctx, name, grace) }
 	default:
 		call = func() error { return p.host.Delete(ctx, name, grace) }
 	}
@@ -355,11 +359,13 @@ func (p *pods) hostAnswered(r *record, a action, grace time.Duration, err error,
 	switch a {
 	case putGroup:
 		r.put, r.refusal = true, ""
-		if r.pod != nil && r.finished() {
+		if r.pod != nil && r.done() {
 			r.boot = false
 		}
 	case startGroup:
 		r.started = true
+	case stopGroup:
+		r.halted = true
 	case deleteGroup:
 		r.deleted, r.deletedGrace = true, grace
 	}
@@ -427,6 +433,7 @@ func statusPatch(pod *v1.Pod, status *v1.PodStatus) []byte {
 		ObservedGeneration: status.ObservedGeneration, Phase: status.Phase,
 		HostIP: status.HostIP, PodIP: status.PodIP, StartTime: status.StartTime,
 		ContainerStatuses: status.ContainerStatuses, InitContainerStatuses: status.InitContainerStatuses,
+		Reason: status.Reason, Message: status.Message,
 	}
 	// Merged by type, a condition would keep a reason that the new one has not.
 	conditions := []any{}

@@ -96,6 +96,11 @@ func (s *stage) Start(_ context.Context, name string) error {
 	return nil
 }
 
+func (s *stage) Stop(_ context.Context, name string, grace time.Duration) error {
+	s.note("stop %s within %s", name, grace)
+	return nil
+}
+
 func (s *stage) Delete(_ context.Context, name string, grace time.Duration) error {
 	s.note("delete %s within %s", name, grace)
 	return nil
@@ -507,5 +512,32 @@ func TestEnvironmentFromObjects(t *testing.T) {
 		s.expectSet("delete pod-u-b within 30s")
 		sink{s.ctx, s.p}.Deleted(pod)
 		s.expectSet("delete pod-u-a within 30s", "unwatch secret default/key")
+	})
+}
+
+// TestDeadline: a pod whose activeDeadlineSeconds are over is stopped, and has
+// failed once nothing of it runs; its group stays, with its logs.
+func TestDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := play(t)
+		s.add("a", func(p *v1.Pod) { p.Spec.ActiveDeadlineSeconds = new(int64(60)) })
+		s.synced()
+		s.listed()
+		s.expect("put pod-u-a boot=true")
+		s.host("pod-u-a", running(1))
+		s.expect("status a Running running ready=true restarts=0")
+		time.Sleep(58 * time.Second)
+		s.expect()
+		time.Sleep(2 * time.Second)
+		s.expectBoth("stop pod-u-a within 30s", "put pod-u-a boot=false")
+		ended := running(1)
+		ended.State, ended.Ready, ended.Main.Exit = service.Dead, false, &service.Exit{At: time.Now(), Signal: 15}
+		s.host("pod-u-a", ended)
+		s.expectBoth("put pod-u-a boot=false", "status a Failed terminated Error ready=false restarts=0")
+		if got := s.pods["u-a"].Status.Reason; got != "DeadlineExceeded" {
+			t.Errorf("its reason is %q", got)
+		}
+		time.Sleep(time.Hour)
+		s.expect()
 	})
 }

@@ -46,6 +46,9 @@ type record struct {
 	compared bool
 	// started: a start was asked for (groups without Boot).
 	started bool
+	// expired: the pod's activeDeadlineSeconds are over; halted: the host was
+	// asked to stop the group, because the pod has come to its end.
+	expired, halted bool
 	// deleted: the host was asked to remove the group within deletedGrace.
 	deleted      bool
 	deletedGrace time.Duration
@@ -101,6 +104,7 @@ const (
 	none action = iota
 	putGroup
 	startGroup
+	stopGroup
 	deleteGroup
 	patchStatus
 	deletePod
@@ -124,9 +128,9 @@ func (r *record) hostAction(listed bool) action {
 			return deleteGroup
 		}
 		return none
-	case r.finished():
-		if onHost && r.alive() && !r.deleted {
-			return deleteGroup
+	case r.done():
+		if onHost && r.alive() && !r.halted {
+			return stopGroup // its logs stay until the pod is deleted
 		}
 		if onHost && r.boot && !r.deleted {
 			return putGroup // without Boot: it must not run again after a reboot
@@ -150,6 +154,9 @@ func (r *record) finished() bool {
 	}
 	return phase == v1.PodSucceeded || phase == v1.PodFailed
 }
+
+// done: nothing of the pod is to run any more.
+func (r *record) done() bool { return r.expired || r.finished() }
 
 func (r *record) alive() bool {
 	if r.host == nil {
@@ -197,15 +204,28 @@ func (r *record) observe(nodeIP string, now time.Time) {
 	report := r.report
 	report.Blocked = r.blocked()
 	if r.diskTrouble != "" && r.unwritten() {
-		for i := range r.pod.Spec.Containers {
-			report.Blocked = append(report.Blocked, podspec.Blocked{Container: r.pod.Spec.Containers[i].Name, Reason: podspec.Creating, Message: r.diskTrouble})
+		for _, c := range podspec.Containers(r.pod) {
+			report.Blocked = append(report.Blocked, podspec.Blocked{Container: c.Name, Reason: podspec.Creating, Message: r.diskTrouble})
 		}
 	}
-	status := podview.Status(podview.Input{
+	in := podview.Input{
 		Pod: r.pod, Previous: prev, Group: r.host, Gone: r.gone, Lost: r.lost,
-		Report: report, Refusal: r.refusal, NodeIP: nodeIP, Now: now,
-	})
+		Report: report, Refusal: r.refusal, NodeIP: nodeIP, Now: now, Expired: r.expired,
+	}
+	status := podview.Status(in)
 	r.status = &status
+	if at := r.deadline(); !r.expired && !at.IsZero() && !now.Before(at) && !r.finished() {
+		r.expired, in.Expired = true, true
+		status = podview.Status(in)
+	}
+}
+
+// deadline is when the pod may run no more; zero for never.
+func (r *record) deadline() time.Time {
+	if r.pod == nil || r.pod.Spec.ActiveDeadlineSeconds == nil || r.status == nil || r.status.StartTime == nil || r.finished() {
+		return time.Time{}
+	}
+	return r.status.StartTime.Add(time.Duration(*r.pod.Spec.ActiveDeadlineSeconds) * time.Second)
 }
 
 // blocked is why the pod cannot run; what runs already is not held back.
@@ -269,10 +289,12 @@ func (r *record) apiAction(hostSynced bool, now time.Time) (action, time.Time) {
 
 // creating: there is nothing to tell yet.
 func (r *record) creating() bool {
-	for i := range r.status.ContainerStatuses {
-		w := r.status.ContainerStatuses[i].State.Waiting
-		if w == nil || w.Reason != "ContainerCreating" {
-			return false
+	for _, list := range [][]v1.ContainerStatus{r.status.InitContainerStatuses, r.status.ContainerStatuses} {
+		for i := range list {
+			w := list[i].State.Waiting
+			if w == nil || w.Reason != podspec.Creating && w.Reason != podspec.Initializing {
+				return false
+			}
 		}
 	}
 	return true
@@ -280,7 +302,7 @@ func (r *record) creating() bool {
 
 // sameStatus compares what the agent writes.
 func sameStatus(a, b *v1.PodStatus) bool {
-	if a.Phase != b.Phase || a.ObservedGeneration != b.ObservedGeneration || a.HostIP != b.HostIP || a.PodIP != b.PodIP ||
+	if a.Phase != b.Phase || a.Reason != b.Reason || a.Message != b.Message || a.ObservedGeneration != b.ObservedGeneration || a.HostIP != b.HostIP || a.PodIP != b.PodIP ||
 		!a.StartTime.Equal(b.StartTime) ||
 		!apiequality.Semantic.DeepEqual(a.ContainerStatuses, b.ContainerStatuses) ||
 		!apiequality.Semantic.DeepEqual(a.InitContainerStatuses, b.InitContainerStatuses) {

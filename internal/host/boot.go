@@ -169,6 +169,11 @@ func (h *Host) resume(g *group, r record) bool {
 		h.resumeTrigger(g, r)
 	}
 	for _, u := range g.services {
+		if wait, ok := r.Held[u.spec.Name]; ok && same {
+			u.held = &wait
+		}
+	}
+	for _, u := range g.services {
 		in, ok := r.Instances[u.spec.Name]
 		if !ok {
 			continue

@@ -286,6 +286,12 @@ func (h *Host) save(g *group) {
 	r := record{Timer: g.timer, Boot: h.o.BootID, Wanted: g.wanted, By: g.by, Deleting: g.deleting, Up: g.up, Waits: g.waits, Instances: map[string]machine.Instance{}}
 	for _, u := range g.services {
 		r.Instances[u.spec.Name] = u.in
+		if u.held != nil {
+			if r.Held == nil {
+				r.Held = map[string]held{}
+			}
+			r.Held[u.spec.Name] = *u.held
+		}
 	}
 	h.point("before a write")
 	defer h.point("after a write")

@@ -48,6 +48,8 @@ type group struct {
 	// skipped is why the last start was skipped by a condition.
 	skipped string
 	history []hostapi.Transition
+	// stopBy is when the grace period of a stop in stages ends; zero for none.
+	stopBy time.Time
 	// failures are what could not be done for the group (its state on disk).
 	failures []service.Warning
 }
@@ -65,6 +67,9 @@ type unit struct {
 	// processes had died for want of memory when it was last looked.
 	unbounded []string
 	ooms      int
+	// held is a start, stop a stop, that waits for other stages of the group.
+	held *held
+	stop *machine.Event
 	// conn is the connection that the service is for, until it has it.
 	conn *File
 	// kept are the descriptors that the service has left here.
@@ -83,6 +88,7 @@ type record struct {
 	Timer     *timer.Instance             `json:"timer,omitempty"`
 	Waits     []string                    `json:"waits,omitempty"`
 	Instances map[string]machine.Instance `json:"instances,omitempty"`
+	Held      map[string]held             `json:"held,omitempty"`
 }
 
 // wish is what is wanted of a group that was put, in the store's Wishes.
@@ -148,6 +154,9 @@ func (g *group) active() bool {
 		return g.up
 	}
 	for _, u := range g.services {
+		if u.spec.Stage != 0 && u.over() {
+			continue
+		}
 		switch u.in.State {
 		case service.Running, service.Exited, service.Reload:
 		default:
@@ -178,7 +187,7 @@ func (g *group) waitsForRestart() bool {
 // idleBut says whether no other service of the group has anything running.
 func (g *group) idleBut(u *unit) bool {
 	for _, o := range g.services {
-		if o != u && o.in.State != service.Dead && o.in.State != service.Failed {
+		if o != u && (o.held != nil || !o.rests()) {
 			return false
 		}
 	}
@@ -199,6 +208,9 @@ func (g *group) status(logs Logs, lost []string, without func(*service.ExecConte
 		s.Cgroup, s.LogDir, s.Lost = u.dir, logs.Dir(g.spec.Name, u.spec.Name), slices.Concat(lost, without(&u.spec.Exec), u.unbounded)
 		if g.skipped != "" && s.State == service.Dead {
 			s.Reason = g.skipped
+		}
+		if u.held != nil && u.rests() {
+			s.Held, s.Reason = true, g.waitsFor(u)
 		}
 		st.Services = append(st.Services, s)
 	}

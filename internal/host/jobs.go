@@ -212,7 +212,15 @@ func (h *Host) launch(g *group) {
 	case stopJob:
 		g.up = false
 		h.lower(g)
-		h.stepAll(g, machine.Event{Kind: machine.StopAsked, By: j.by, Grace: j.grace})
+		ev := machine.Event{Kind: machine.StopAsked, By: j.by, Grace: j.grace}
+		if g.staged() {
+			for _, u := range g.services {
+				u.held = nil
+			}
+			h.lowerStages(g, ev)
+		} else {
+			h.stepAll(g, ev)
+		}
 	case reloadJob:
 		if g.canReload() { // else it only passes the reload on
 			h.stepAll(g, machine.Event{Kind: machine.ReloadAsked, By: j.by})
@@ -255,6 +263,10 @@ func (h *Host) launchStart(g *group) {
 			return
 		}
 		h.save(g)
+		return
+	}
+	if g.staged() {
+		h.launchStages(g)
 		return
 	}
 	kind := machine.StartAsked
@@ -359,6 +371,15 @@ func (h *Host) judge(g *group) {
 		return
 	}
 	for _, u := range g.services {
+		if u.held != nil && j.kind != stopJob {
+			if j.failure == "" {
+				return
+			}
+			continue
+		}
+		if u.spec.Stage != 0 && u.over() && j.kind != stopJob {
+			continue
+		}
 		switch j.kind {
 		case startJob:
 			settled := u.in.State == service.Running || u.in.State == service.Exited || u.in.State == service.Reload
@@ -434,6 +455,7 @@ func (h *Host) flush() {
 			if g == nil {
 				continue
 			}
+			h.advance(g)
 			h.judge(g)
 			h.follow(g)
 			h.noticed(g)

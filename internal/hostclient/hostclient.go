@@ -164,6 +164,12 @@ func (c *Client) Do(ctx context.Context, name, verb string, wait bool) (hostapi.
 	return call[hostapi.Result](ctx, c, "POST", group(name, "/"+verb), url.Values{"wait": {strconv.FormatBool(wait)}}, nil)
 }
 
+// Stop asks for the stop of a group within grace; it does not wait.
+func (c *Client) Stop(ctx context.Context, name string, grace time.Duration) error {
+	_, err := call[hostapi.Result](ctx, c, "POST", group(name, "/stop"), url.Values{"grace": {grace.String()}}, nil)
+	return err
+}
+
 // Kill sends a signal, a Linux number, to a group's "main", "control" or "all"
 // processes.
 func (c *Client) Kill(ctx context.Context, name, whom string, signal int) error {

@@ -1,7 +1,6 @@
 package podspec
 
 import (
-	"fmt"
 	"path"
 	"strconv"
 	"strings"
@@ -22,15 +21,17 @@ const (
 	sigTERM = 15
 )
 
-// container compiles one container.
-func (c *compiler) container(i int) service.Service {
-	ctr := &c.pod.Spec.Containers[i]
-	at := fmt.Sprintf("spec.containers[%d]", i)
+// container compiles one container; an init container runs to its end.
+func (c *compiler) container(ctr *v1.Container, at string) service.Service {
 	c.containerFields(ctr, at)
+	kind := service.Exec
+	if strings.HasPrefix(at, "spec.initContainers") && !Sidecar(ctr) {
+		kind = service.Oneshot
+	}
 	s := service.Service{
 		Name:        ctr.Name,
-		Type:        service.Exec,
-		Restart:     c.restart(ctr),
+		Type:        kind,
+		Restart:     c.restart(ctr, kind),
 		Kill:        service.Kill{Mode: service.KillMixed, Signal: sigTERM},
 		TimeoutStop: grace(c.pod),
 		Exec: service.ExecContext{
@@ -82,7 +83,7 @@ func command(argv []string) service.Command {
 
 // restart is the kubelet's rule: at once, then from 10 s doubling to 5 min,
 // forgotten after 10 min (pkg/kubelet/kubelet.go, MaxCrashLoopBackOff).
-func (c *compiler) restart(ctr *v1.Container) service.Restart {
+func (c *compiler) restart(ctr *v1.Container, kind service.Type) service.Restart {
 	policy := c.pod.Spec.RestartPolicy
 	if ctr.RestartPolicy != nil {
 		policy = v1.RestartPolicy(*ctr.RestartPolicy)
@@ -90,10 +91,10 @@ func (c *compiler) restart(ctr *v1.Container) service.Restart {
 	r := service.Restart{Backoff: &service.Backoff{
 		Initial: 10 * time.Second, Max: 300 * time.Second, ResetAfter: 600 * time.Second,
 	}}
-	switch policy {
-	case v1.RestartPolicyNever:
+	switch {
+	case policy == v1.RestartPolicyNever:
 		return service.Restart{Mode: service.RestartNo}
-	case v1.RestartPolicyOnFailure:
+	case policy == v1.RestartPolicyOnFailure, kind == service.Oneshot:
 		r.Mode = service.RestartOnFailure
 		// A unit that ends by one of these ended cleanly; a container did not.
 		r.Force.Signals = []int{sigHUP, sigINT, sigPIPE, sigTERM}

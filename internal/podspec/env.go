@@ -159,9 +159,9 @@ func (c *compiler) resource(self *v1.Container, ref *v1.ResourceFieldSelector) (
 	ctr := self
 	if ref.ContainerName != "" && ref.ContainerName != self.Name {
 		ctr = nil
-		for i := range c.pod.Spec.Containers {
-			if c.pod.Spec.Containers[i].Name == ref.ContainerName {
-				ctr = &c.pod.Spec.Containers[i]
+		for _, other := range Containers(c.pod) {
+			if other.Name == ref.ContainerName {
+				ctr = other
 			}
 		}
 		if ctr == nil {

@@ -32,9 +32,9 @@ var Fields = []Field{
 	{"spec.runtimeClassName", Everywhere, "`host`; pods of another class or of none wait, and say so"},
 	{"spec.restartPolicy", Everywhere, "back-off as the kubelet's: at once, 10 s, doubling to 5 min, forgotten after 10 min"},
 	{"spec.terminationGracePeriodSeconds", Everywhere, "at least a second"},
-	{"spec.initContainers", Nowhere, "the pod waits and says so"},
+	{"spec.initContainers[]", Everywhere, "one after the other, also the restartable ones (sidecars), which end last; each field as of `spec.containers[]`. The pod waits as a whole for what any of its containers lacks"},
 	{"spec.ephemeralContainers", Nowhere, ""},
-	{"spec.activeDeadlineSeconds", Nowhere, ""},
+	{"spec.activeDeadlineSeconds", Everywhere, "while the agent runs"},
 	{"spec.hostNetwork, hostPID, hostIPC, shareProcessNamespace", NoMeaning, "a process of the host has them"},
 	{"spec.hostUsers", Nowhere, "false"},
 	{"spec.hostname", Nowhere, ""},
@@ -99,7 +99,7 @@ var fieldNumber = regexp.MustCompile(`\[\d+\]`)
 // FieldOf finds the row of a path that Compile lists, nil if there is none.
 func FieldOf(path string) *Field {
 	path = fieldNumber.ReplaceAllString(path, "[]")
-	path = strings.NewReplacer("readinessProbe", "livenessProbe", "startupProbe", "livenessProbe").Replace(path)
+	path = strings.NewReplacer("readinessProbe", "livenessProbe", "startupProbe", "livenessProbe", "spec.initContainers[].", "spec.containers[].").Replace(path)
 	for i := range Fields {
 		first, _, _ := strings.Cut(Fields[i].Path, ",")
 		if first == path {

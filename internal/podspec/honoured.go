@@ -24,7 +24,6 @@ func (c *compiler) podFields() {
 		}
 	}
 	when(len(s.EphemeralContainers) > 0, "ephemeralContainers")
-	when(s.ActiveDeadlineSeconds != nil, "activeDeadlineSeconds")
 	when(s.DNSPolicy == v1.DNSNone, "dnsPolicy")
 	when(s.DNSConfig != nil, "dnsConfig")
 	when(len(s.HostAliases) > 0, "hostAliases")

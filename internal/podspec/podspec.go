@@ -30,8 +30,10 @@ const (
 	CreateError     = "CreateContainerError"
 	RunError        = "RunContainerError"
 	RuntimeNotFound = "RuntimeHandlerNotFound"
-	// Creating is no trouble: what the container needs is on its way.
-	Creating = "ContainerCreating"
+	// Creating is no trouble: what the container needs is on its way; nor is
+	// Initializing: init containers come first.
+	Creating     = "ContainerCreating"
+	Initializing = "PodInitializing"
 )
 
 // Node is what compiling needs to know of the node.
@@ -76,6 +78,23 @@ func UID(group string) (types.UID, bool) {
 	return types.UID(uid), ok && uid != ""
 }
 
+// Containers are all of a pod, the init containers first.
+func Containers(pod *v1.Pod) []*v1.Container {
+	var out []*v1.Container
+	for i := range pod.Spec.InitContainers {
+		out = append(out, &pod.Spec.InitContainers[i])
+	}
+	for i := range pod.Spec.Containers {
+		out = append(out, &pod.Spec.Containers[i])
+	}
+	return out
+}
+
+// Sidecar says whether an init container stays beside the containers.
+func Sidecar(init *v1.Container) bool {
+	return init.RestartPolicy != nil && *init.RestartPolicy == v1.ContainerRestartPolicyAlways
+}
+
 // Compile turns a pod into a group, with what is known of the objects it refers
 // to. With anything in Report.Blocked the group must not be run.
 func Compile(pod *v1.Pod, node Node, objects Objects) (service.Group, Report) {
@@ -95,8 +114,18 @@ func Compile(pod *v1.Pod, node Node, objects Objects) (service.Group, Report) {
 	if node.Root {
 		c.volumes()
 	}
+	init := len(pod.Spec.InitContainers)
+	for i := range init {
+		s := c.container(&pod.Spec.InitContainers[i], fmt.Sprintf("spec.initContainers[%d]", i))
+		s.Stage = i + 1
+		g.Services = append(g.Services, s)
+	}
 	for i := range pod.Spec.Containers {
-		g.Services = append(g.Services, c.container(i))
+		s := c.container(&pod.Spec.Containers[i], fmt.Sprintf("spec.containers[%d]", i))
+		if init > 0 {
+			s.Stage = init + 1
+		}
+		g.Services = append(g.Services, s)
 	}
 	for _, path := range c.report.NotHonoured {
 		g.Warnings = append(g.Warnings, service.Warning{Text: path + " is not honoured yet"})
@@ -163,8 +192,7 @@ func (c *compiler) blockedAsWhole() bool {
 	if spec.RuntimeClassName != nil {
 		class = *spec.RuntimeClassName
 	}
-	for i := range spec.Containers {
-		ctr := &spec.Containers[i]
+	for _, ctr := range Containers(c.pod) {
 		switch {
 		case class == "":
 			c.block(ctr.Name, RuntimeNotFound, "no runtime for image %q on this node: node %s has runtime handlers: %s; set runtimeClassName: %s and a command that exists on the node, or run the pod on a node with a container runtime",
@@ -174,9 +202,6 @@ func (c *compiler) blockedAsWhole() bool {
 				class, c.node.Name, HostRuntime, HostRuntime)
 		case spec.OS != nil && string(spec.OS.Name) != runtime.GOOS:
 			c.block(ctr.Name, ConfigError, "spec.os.name is %q and node %s runs %s: select other nodes with nodeSelector kubernetes.io/os", spec.OS.Name, c.node.Name, runtime.GOOS)
-		case len(spec.InitContainers) > 0:
-			c.block(ctr.Name, ConfigError, "spec.initContainers are not supported yet by runtime %q (first: %q): the containers would start without what they prepare; do that work in the container's own command",
-				HostRuntime, spec.InitContainers[0].Name)
 		}
 	}
 	return len(c.report.Blocked) > 0

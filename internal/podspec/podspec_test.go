@@ -130,10 +130,10 @@ func TestBlocked(t *testing.T) {
 			ConfigError,
 			[]string{`container "c" has no command`, "set spec.containers[0].command"},
 		},
-		"init containers": {
-			v1.PodSpec{RuntimeClassName: class("host"), InitContainers: []v1.Container{{Name: "i"}}, Containers: []v1.Container{{Name: "c", Command: run}}},
+		"init container without a command": {
+			v1.PodSpec{RuntimeClassName: class("host"), InitContainers: []v1.Container{{Name: "c"}}, Containers: []v1.Container{{Name: "d", Command: run}}},
 			ConfigError,
-			[]string{"spec.initContainers are not supported yet"},
+			[]string{`container "c" has no command`, "set spec.initContainers[0].command"},
 		},
 		"non-root as root": {
 			v1.PodSpec{RuntimeClassName: class("host"), Containers: []v1.Container{{Name: "c", Command: run, SecurityContext: &v1.SecurityContext{RunAsNonRoot: &yes, RunAsUser: &root}}}},

@@ -260,8 +260,8 @@ func (c *compiler) blockAll(volume, message string) {
 	if message != "" {
 		message = fmt.Sprintf("MountVolume.SetUp failed for volume %q: %s", volume, message)
 	}
-	for i := range c.pod.Spec.Containers {
-		c.report.Blocked = append(c.report.Blocked, Blocked{c.pod.Spec.Containers[i].Name, Creating, message})
+	for _, ctr := range Containers(c.pod) {
+		c.report.Blocked = append(c.report.Blocked, Blocked{ctr.Name, Creating, message})
 	}
 }
 

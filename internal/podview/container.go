@@ -35,12 +35,15 @@ func container(in Input, c *v1.Container, prev *v1.ContainerStatus) v1.Container
 	case blocked(in.Report, c.Name) != nil:
 		b := blocked(in.Report, c.Name)
 		out.State = waiting(b.Reason, b.Message)
+		if b.Reason == podspec.Creating && b.Message == "" {
+			out.State = notYet(in)
+		}
 	case in.Refusal != "":
 		out.State = waiting(podspec.CreateError, in.Refusal)
 	case len(in.Report.Blocked) > 0:
 		out.State = waiting("PodNotStarted", fmt.Sprintf("waits for container %q, which cannot run: %s", in.Report.Blocked[0].Container, in.Report.Blocked[0].Message))
 	case st == nil && prev == nil:
-		out.State = waiting("ContainerCreating", "")
+		out.State = notYet(in)
 	case st == nil:
 		// The host has not told yet: what was last shown stands.
 		out.Ready, out.Started = prev.Ready, prev.Started
@@ -86,6 +89,9 @@ func observe(out *v1.ContainerStatus, in Input, st *service.Status) {
 
 	running := st.Main != nil && st.Main.Exit == nil
 	switch {
+	case st.Held:
+		keepLast(out, in, st)
+		out.State = notYet(in)
 	case running:
 		if old != "" && old != out.ContainerID && out.State.Terminated != nil {
 			out.LastTerminationState = v1.ContainerState{Terminated: out.State.Terminated}
@@ -111,7 +117,7 @@ func observe(out *v1.ContainerStatus, in Input, st *service.Status) {
 		// The host has lost the run: it was not there to see its end.
 		ended(out, nil, in)
 	case out.State.Terminated == nil:
-		out.State = waiting("ContainerCreating", "")
+		out.State = notYet(in)
 	}
 }
 
@@ -211,6 +217,14 @@ func ended(out *v1.ContainerStatus, st *service.Status, in Input) {
 		}
 		out.State = v1.ContainerState{Terminated: t}
 	}
+}
+
+// notYet is a container whose turn has not come.
+func notYet(in Input) v1.ContainerState {
+	if len(in.Pod.Spec.InitContainers) > 0 {
+		return waiting(podspec.Initializing, "")
+	}
+	return waiting(podspec.Creating, "")
 }
 
 func waiting(reason, message string) v1.ContainerState {

@@ -5,6 +5,7 @@ package podview
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,6 +45,8 @@ type Input struct {
 	// Refusal is why the host would not take the group, empty if it did.
 	Refusal string
 	NodeIP  string
+	// Expired: the pod has run for its activeDeadlineSeconds.
+	Expired bool
 	Now     time.Time
 }
 
@@ -64,13 +67,17 @@ func Status(in Input) v1.PodStatus {
 		s.HostIPs = []v1.HostIP{{IP: in.NodeIP}}
 		s.PodIPs = []v1.PodIP{{IP: in.NodeIP}}
 	}
-	s.ContainerStatuses = make([]v1.ContainerStatus, 0, len(in.Pod.Spec.Containers))
-	for i := range in.Pod.Spec.Containers {
-		c := &in.Pod.Spec.Containers[i]
-		s.ContainerStatuses = append(s.ContainerStatuses, container(in, c, find(prev.ContainerStatuses, c.Name)))
+	s.ContainerStatuses = statuses(in, in.Pod.Spec.Containers, prev.ContainerStatuses)
+	s.InitContainerStatuses = statuses(in, in.Pod.Spec.InitContainers, prev.InitContainerStatuses)
+	for i := range s.InitContainerStatuses {
+		if c := &s.InitContainerStatuses[i]; !podspec.Sidecar(&in.Pod.Spec.InitContainers[i]) {
+			c.Ready = c.State.Terminated != nil && c.State.Terminated.ExitCode == 0
+		}
 	}
-	s.InitContainerStatuses = initContainers(in.Pod)
-	s.Phase = phase(in, prev.Phase, s.ContainerStatuses)
+	s.Phase = phase(in, prev.Phase, &s)
+	if in.Expired && prev.Phase != v1.PodSucceeded && prev.Phase != v1.PodFailed {
+		expire(&s, prev.Phase)
+	}
 	conditions(in, &s)
 	if newRun(prev, &s) {
 		// A restart between two looks was a time of not being ready.
@@ -81,6 +88,18 @@ func Status(in Input) v1.PodStatus {
 		}
 	}
 	return s
+}
+
+// expire: the pod has failed once nothing of it runs any more.
+func expire(s *v1.PodStatus, before v1.PodPhase) {
+	for _, c := range slices.Concat(s.InitContainerStatuses, s.ContainerStatuses) {
+		if c.State.Running != nil {
+			s.Phase = before
+			return
+		}
+	}
+	s.Phase = v1.PodFailed
+	s.Reason, s.Message = "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
 }
 
 // newRun: a container runs that is not the one shown before.
@@ -104,80 +123,13 @@ func find(list []v1.ContainerStatus, name string) *v1.ContainerStatus {
 	return nil
 }
 
-// initContainers wait for ever: see podspec.
-func initContainers(pod *v1.Pod) []v1.ContainerStatus {
+// statuses are those of a list of containers, in its order; none for none.
+func statuses(in Input, list []v1.Container, prev []v1.ContainerStatus) []v1.ContainerStatus {
 	var out []v1.ContainerStatus
-	for i := range pod.Spec.InitContainers {
-		c := &pod.Spec.InitContainers[i]
-		started := false
-		out = append(out, v1.ContainerStatus{
-			Name: c.Name, Image: c.Image, Started: &started,
-			State: waiting(podspec.ConfigError, "init containers are not supported yet by runtime "+podspec.HostRuntime),
-		})
+	for i := range list {
+		out = append(out, container(in, &list[i], find(prev, list[i].Name)))
 	}
 	return out
-}
-
-// phase follows the kubelet's rule (pkg/kubelet/kubelet_pods.go, getPhase): a
-// terminal phase stays.
-func phase(in Input, prev v1.PodPhase, list []v1.ContainerStatus) v1.PodPhase {
-	if prev == v1.PodSucceeded || prev == v1.PodFailed {
-		return prev
-	}
-	var waiting, running, stopped, final, succeeded int
-	for i := range list {
-		c := &list[i]
-		ended := c.State.Terminated
-		switch {
-		case c.State.Running != nil:
-			running++
-			continue
-		case ended == nil && c.LastTerminationState.Terminated != nil:
-			ended = c.LastTerminationState.Terminated
-		case ended == nil:
-			waiting++
-			continue
-		}
-		stopped++
-		if in.Gone || !restarts(in.Pod, c.Name, ended.ExitCode) {
-			final++
-		}
-		if ended.ExitCode == 0 {
-			succeeded++
-		}
-	}
-	switch {
-	case waiting > 0:
-		return v1.PodPending
-	case running > 0:
-		return v1.PodRunning
-	case stopped == 0:
-		return v1.PodPending
-	case stopped > final:
-		return v1.PodRunning
-	case stopped == succeeded:
-		return v1.PodSucceeded
-	default:
-		return v1.PodFailed
-	}
-}
-
-// restarts says whether a container that ended so is run again.
-func restarts(pod *v1.Pod, name string, exitCode int32) bool {
-	policy := pod.Spec.RestartPolicy
-	for i := range pod.Spec.Containers {
-		if c := &pod.Spec.Containers[i]; c.Name == name && c.RestartPolicy != nil {
-			policy = v1.RestartPolicy(*c.RestartPolicy)
-		}
-	}
-	switch policy {
-	case v1.RestartPolicyNever:
-		return false
-	case v1.RestartPolicyOnFailure:
-		return exitCode != 0
-	default:
-		return true
-	}
 }
 
 // conditions sets the kubelet's conditions and Legion's own; those of others
@@ -199,18 +151,18 @@ func conditions(in Input, s *v1.PodStatus) {
 	}
 	runs := len(in.Report.Blocked) == 0 && in.Refusal == "" && in.Group != nil && !in.Gone && done == ""
 	set(v1.PodReadyToStartContainers, runs, "", "")
-	initialized := len(in.Pod.Spec.InitContainers) == 0
+	incomplete := incomplete(in.Pod, s)
 	switch {
-	case initialized && s.Phase == v1.PodSucceeded:
+	case s.Phase == v1.PodSucceeded:
 		set(v1.PodInitialized, true, done, "")
-	case initialized:
+	case len(incomplete) == 0 || anyStarted(s.ContainerStatuses):
 		set(v1.PodInitialized, true, "", "")
 	default:
-		set(v1.PodInitialized, false, "ContainersNotInitialized", "containers with incomplete status: ["+names(s.InitContainerStatuses)+"]")
+		set(v1.PodInitialized, false, "ContainersNotInitialized", fmt.Sprintf("containers with incomplete status: %s", incomplete))
 	}
 	reason, message := done, ""
-	if unready := names(s.ContainerStatuses); done == "" && unready != "" {
-		reason, message = "ContainersNotReady", "containers with unready status: ["+unready+"]"
+	if unready := unready(in.Pod, s); done == "" && len(unready) > 0 {
+		reason, message = "ContainersNotReady", fmt.Sprintf("containers with unready status: %s", unready)
 	}
 	set(v1.ContainersReady, reason == "", reason, message)
 	if reason == "" {
@@ -247,15 +199,41 @@ func notHonoured(in Input, set func(v1.PodConditionType, bool, string, string)) 
 	set(NotHonoured, true, "FieldsNotHonoured", message)
 }
 
-func names(list []v1.ContainerStatus) string {
+// unready names the containers that are to be ready and are not; sidecars are
+// among them.
+func unready(pod *v1.Pod, s *v1.PodStatus) []string {
 	var out []string
-	for i := range list {
-		if !list[i].Ready {
-			out = append(out, list[i].Name)
+	for i := range s.InitContainerStatuses {
+		if c := &s.InitContainerStatuses[i]; !c.Ready && podspec.Sidecar(&pod.Spec.InitContainers[i]) {
+			out = append(out, c.Name)
 		}
 	}
-	return strings.Join(out, " ")
+	for i := range s.ContainerStatuses {
+		if c := &s.ContainerStatuses[i]; !c.Ready {
+			out = append(out, c.Name)
+		}
+	}
+	return out
 }
+
+// incomplete names the init containers that hold the others back.
+func incomplete(pod *v1.Pod, s *v1.PodStatus) []string {
+	var out []string
+	for i := range s.InitContainerStatuses {
+		c := &s.InitContainerStatuses[i]
+		if sidecar := podspec.Sidecar(&pod.Spec.InitContainers[i]); sidecar && !isTrue(c.Started) || !sidecar && !c.Ready {
+			out = append(out, c.Name)
+		}
+	}
+	return out
+}
+
+// anyStarted: where a container has started, the pod has been initialized.
+func anyStarted(list []v1.ContainerStatus) bool {
+	return slices.ContainsFunc(list, func(c v1.ContainerStatus) bool { return c.State.Running != nil || c.State.Terminated != nil })
+}
+
+func isTrue(b *bool) bool { return b != nil && *b }
 
 // gates says which readiness gates hold the pod back.
 func gates(pod *v1.Pod, s *v1.PodStatus) string {

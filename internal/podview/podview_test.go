@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,6 +25,7 @@ type script struct {
 	RestartPolicy v1.RestartPolicy `json:"restartPolicy"`
 	Gates         []string         `json:"gates,omitempty"`
 	Init          bool             `json:"init,omitempty"`
+	Sidecar       bool             `json:"sidecar,omitempty"`
 	Steps         []struct {
 		// At is in seconds after the start of the script.
 		At       int               `json:"at"`
@@ -31,6 +33,7 @@ type script struct {
 		Services []service.Status  `json:"services,omitempty"`
 		Gone     bool              `json:"gone,omitempty"`
 		Refusal  string            `json:"refusal,omitempty"`
+		Expired  bool              `json:"expired,omitempty"`
 		Report   podspec.Report    `json:"report,omitempty"`
 		Foreign  []v1.PodCondition `json:"foreign,omitempty"`
 	} `json:"steps"`
@@ -81,6 +84,10 @@ func play(t *testing.T, s script) []byte {
 	if s.Init {
 		pod.Spec.InitContainers = []v1.Container{{Name: "i", Image: "none"}}
 	}
+	if s.Sidecar {
+		always := v1.ContainerRestartPolicyAlways
+		pod.Spec.InitContainers = append(pod.Spec.InitContainers, v1.Container{Name: "s", Image: "none", RestartPolicy: &always})
+	}
 	for _, g := range s.Gates {
 		pod.Spec.ReadinessGates = append(pod.Spec.ReadinessGates, v1.PodReadinessGate{ConditionType: v1.PodConditionType(g)})
 	}
@@ -88,7 +95,7 @@ func play(t *testing.T, s script) []byte {
 	var out bytes.Buffer
 	for _, step := range s.Steps {
 		in := Input{
-			Pod: pod, Previous: prev, Gone: step.Gone, Refusal: step.Refusal, Report: step.Report,
+			Pod: pod, Previous: prev, Gone: step.Gone, Refusal: step.Refusal, Expired: step.Expired, Report: step.Report,
 			NodeIP: "10.0.0.7", Now: zero.Add(time.Duration(step.At) * time.Second),
 		}
 		if step.Services != nil {
@@ -99,7 +106,7 @@ func play(t *testing.T, s script) []byte {
 		}
 		status := Status(in)
 		again := Status(Input{
-			Pod: pod, Previous: &status, Group: in.Group, Gone: in.Gone, Refusal: in.Refusal, Report: in.Report,
+			Pod: pod, Previous: &status, Group: in.Group, Gone: in.Gone, Refusal: in.Refusal, Expired: in.Expired, Report: in.Report,
 			NodeIP: in.NodeIP, Now: in.Now.Add(time.Hour),
 		})
 		first, _ := json.Marshal(status)
@@ -115,7 +122,7 @@ func play(t *testing.T, s script) []byte {
 // show is a status in the order a person reads it.
 func show(s *v1.PodStatus) string {
 	var b strings.Builder
-	b.WriteString(string(s.Phase) + "\n")
+	b.WriteString(strings.TrimSpace(fmt.Sprintf("%s %s %s", s.Phase, s.Reason, s.Message)) + "\n")
 	for _, c := range append(append([]v1.ContainerStatus{}, s.InitContainerStatuses...), s.ContainerStatuses...) {
 		text, _ := json.Marshal(c)
 		b.WriteString("  " + string(text) + "\n")

@@ -143,6 +143,11 @@ type Service struct {
 	// Name is unique in the group: the unit's name, or the container's.
 	Name string `json:"name"`
 	Type Type   `json:"type"`
+	// Stage, where services of the group differ in it, is their order: those
+	// of a stage start once those of the stage before have (a oneshot: once it
+	// has ended well), and stop before them. When the last stage has come to
+	// its end by itself, the others are stopped.
+	Stage int `json:"stage,omitempty"`
 
 	StartPre  []Command `json:"startPre,omitempty"`
 	Start     []Command `json:"start,omitempty"` // more than one only for Oneshot

@@ -95,6 +95,8 @@ type Status struct {
 	// Ready: started as its Type says and, where it has a readiness probe,
 	// the probe succeeds.
 	Ready bool `json:"ready"`
+	// Held: its start waits for other services of the group (Service.Stage).
+	Held bool `json:"held,omitempty"`
 	// Started: the startup probe (if any) has succeeded.
 	Started bool `json:"started"`
 	// Probe is the last word of a failing probe.
