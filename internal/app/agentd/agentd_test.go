@@ -335,12 +335,17 @@ func (f *fleet) volumes(t *testing.T) {
 	}, "sh", "-c", `cd `+at+`; echo $(cat live/color) $(stat -f -c %T ram) $(cut -c1-3 /var/run/secrets/kubernetes.io/serviceaccount/token) $(cat /run/secrets/kubernetes.io/serviceaccount/namespace)
 		touch scratch/x ram/x; while [ "$(cat live/color)" = blue ]; do sleep 0.02; done; echo $(cat live/color); exec sleep 1000`)
 	f.pod("volumes", ready)
+	want := "blue tmpfs eyJ default\n"
+	// Without a probe a pod is ready before its process has looked.
+	if text, err := f.log("volumes", v1.PodLogOptions{Follow: true, LimitBytes: new(int64(len(want)))}); err != nil || text != want {
+		t.Fatalf("log: %q, %v", text, err)
+	}
 	settings.Data["color"] = "green"
 	began := time.Now()
 	if _, err := f.api.CoreV1().ConfigMaps("default").Update(f.ctx, settings, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	want := "blue tmpfs eyJ default\ngreen"
+	want = "blue tmpfs eyJ default\ngreen"
 	if text, err := f.log("volumes", v1.PodLogOptions{Follow: true, LimitBytes: new(int64(len(want)))}); err != nil || text != want {
 		t.Fatalf("log: %q, %v", text, err)
 	}

@@ -22,8 +22,10 @@ func (f *fleet) initContainers(t *testing.T) {
 		p.Spec.RestartPolicy = v1.RestartPolicyOnFailure
 		p.Spec.InitContainers = []v1.Container{
 			{Name: "first", Image: "none", Command: []string{"sh", "-c", "echo first >>" + file + "; test $(wc -l <" + file + ") = 2"}},
-			{Name: "side", Image: "none", RestartPolicy: &always, Command: []string{"sh", "-c", "trap 'echo side ends >>" + file + "; exit 0' TERM; echo side >>" + file + "; while :; do sleep 1000 & wait $!; done"},
-				StartupProbe: &v1.Probe{PeriodSeconds: 1, ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"grep", "-q", "side", file}}}}},
+			{
+				Name: "side", Image: "none", RestartPolicy: &always, Command: []string{"sh", "-c", "trap 'echo side ends >>" + file + "; exit 0' TERM; echo side >>" + file + "; while :; do sleep 1000 & wait $!; done"},
+				StartupProbe: &v1.Probe{PeriodSeconds: 1, ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"grep", "-q", "side", file}}}},
+			},
 			{Name: "last", Image: "none", Command: []string{"sh", "-c", "echo last | tee -a " + file}},
 		}
 	}, "sh", "-c", "echo main >>"+file)
