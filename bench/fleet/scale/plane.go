@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/pprof"
 	"strconv"
 	"strings"
 	"sync"
@@ -172,11 +173,30 @@ func (p *plane) profile(ctx context.Context, prefix, what string, d time.Duratio
 	started := make(chan struct{})
 	go func() {
 		close(started)
-		saved <- p.save(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%d", int(d.Seconds())), prefix+"-"+what+".pprof")
+		server := make(chan error, 1)
+		go func() {
+			server <- p.save(ctx, fmt.Sprintf("/debug/pprof/profile?seconds=%d", int(d.Seconds())), prefix+"-"+what+".pprof")
+		}()
+		own := profileSelf(ctx, prefix+"-"+what+"-fleet.pprof", d)
+		saved <- errors.Join(own, <-server)
 	}()
 	<-started
 	_ = wait(ctx, 200*time.Millisecond)
 	return saved
+}
+
+// profileSelf profiles this process, which is the simulated fleet.
+func profileSelf(ctx context.Context, path string, d time.Duration) error {
+	file, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	if err := pprof.StartCPUProfile(file); err != nil {
+		return fmt.Errorf("cannot profile the fleet: %w", err)
+	}
+	defer pprof.StopCPUProfile()
+	return wait(ctx, d)
 }
 
 func (p *plane) save(ctx context.Context, uri, path string) error {
