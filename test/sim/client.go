@@ -14,9 +14,15 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// clients makes one client a connection, without a limit of its own.
-func clients(cfg Config) ([]kubernetes.Interface, error) {
-	var out []kubernetes.Interface
+// connection is how some of the nodes speak to the API server.
+type connection struct {
+	kubernetes.Interface
+	wire *wire
+}
+
+// connect makes one client a connection, without a limit of its own.
+func connect(cfg Config) ([]connection, error) {
+	var out []connection
 	for range cfg.Connections {
 		c := rest.CopyConfig(cfg.REST)
 		c.QPS = -1
@@ -28,17 +34,21 @@ func clients(cfg Config) ([]kubernetes.Interface, error) {
 		c.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 			return dialer.DialContext(ctx, network, address)
 		}
-		client, err := kubernetes.NewForConfig(c)
+		wire, err := newWire(c)
 		if err != nil {
 			return nil, fmt.Errorf("cannot reach the API server: %w", err)
 		}
-		out = append(out, client)
+		client, err := kubernetes.NewForConfigAndClient(c, wire.client)
+		if err != nil {
+			return nil, fmt.Errorf("cannot reach the API server: %w", err)
+		}
+		out = append(out, connection{client, wire})
 	}
 	return out, nil
 }
 
 // client is the one that the pods of a node, and the node, speak through.
-func (f *Fleet) client(n *node) kubernetes.Interface { return f.clients[n.index%len(f.clients)] }
+func (f *Fleet) client(n *node) connection { return f.clients[n.index%len(f.clients)] }
 
 const byNode = "node"
 

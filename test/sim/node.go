@@ -175,11 +175,10 @@ func (f *Fleet) claimLease(ctx context.Context, n *node) (*coordinationv1.Lease,
 }
 
 func (f *Fleet) renew(ctx context.Context, n *node, lease *coordinationv1.Lease) (*coordinationv1.Lease, error) {
-	api := f.client(n).CoordinationV1().Leases(corev1.NamespaceNodeLease)
 	want := lease.DeepCopy()
 	now := metav1.NowMicro()
 	want.Spec.RenewTime = &now
-	renewed, err := api.Update(ctx, want, metav1.UpdateOptions{})
+	renewed, err := f.client(n).wire.updateLease(ctx, want)
 	if err == nil {
 		return renewed, nil
 	}

@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // state is a pod as its node knows it.
@@ -168,8 +167,7 @@ func (f *Fleet) raise(ctx context.Context, s *state) error {
 	if s.fate.fails {
 		patch = endedPatch(pod, 1)
 	}
-	_, err := f.client(s.node).CoreV1().Pods(pod.Namespace).
-		Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	err := f.client(s.node).wire.patchStatus(ctx, pod.Namespace, pod.Name, patch)
 	if err != nil {
 		return err
 	}
@@ -196,15 +194,14 @@ func (f *Fleet) remove(ctx context.Context, s *state) error {
 	f.mu.Lock()
 	pod := s.pod
 	f.mu.Unlock()
-	api := f.client(s.node).CoreV1().Pods(pod.Namespace)
+	api := f.client(s.node).wire
 	if f.cfg.FinalStatus && !ended(pod) {
-		_, err := api.Patch(ctx, pod.Name, types.StrategicMergePatchType, endedPatch(pod, 0), metav1.PatchOptions{}, "status")
-		if err != nil {
+		if err := api.patchStatus(ctx, pod.Namespace, pod.Name, endedPatch(pod, 0)); err != nil {
 			return err
 		}
 	}
 	zero := int64(0)
-	err := api.Delete(ctx, pod.Name, metav1.DeleteOptions{
+	err := api.deletePod(ctx, pod.Namespace, pod.Name, metav1.DeleteOptions{
 		GracePeriodSeconds: &zero, Preconditions: &metav1.Preconditions{UID: &pod.UID},
 	})
 	if err != nil {

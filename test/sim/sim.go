@@ -14,7 +14,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 )
@@ -84,7 +83,7 @@ type Stats struct {
 // Fleet is a running simulation.
 type Fleet struct {
 	cfg     Config
-	clients []kubernetes.Interface
+	clients []connection
 	pods    cache.Indexer
 	life    context.Context
 	// calls bounds the requests about pods, beats those of nodes.
@@ -117,7 +116,7 @@ func Start(ctx context.Context, config Config) (*Fleet, error) {
 		changed: make(chan struct{}),
 		joined:  cfg.Nodes,
 	}
-	if f.clients, err = clients(cfg); err != nil {
+	if f.clients, err = connect(cfg); err != nil {
 		return nil, err
 	}
 	if err := f.watch(); err != nil {

@@ -41,8 +41,8 @@ func serve(t *testing.T) *rest.Config {
 	go func() {
 		ended <- apiserver.Run(ctx, apiserver.Config{
 			Dir: dir, Listen: "127.0.0.1", Ready: func(string) { close(ready) },
-			Controllers: func(ctx context.Context, c kubernetes.Interface, _ *rest.Config) error {
-				return controller.Run(ctx, controller.Config{Client: c, NodeGrace: 2 * time.Second, Log: slog.New(slog.DiscardHandler)})
+			Controllers: func(ctx context.Context, inside apiserver.Inside) error {
+				return controller.Run(ctx, controller.Config{Client: inside.Client, Informers: inside.Informers, NodeGrace: 2 * time.Second, Log: slog.New(slog.DiscardHandler)})
 			},
 		})
 	}()

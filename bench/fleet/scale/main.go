@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -65,6 +66,8 @@ func main() {
 		o.nodes = append(o.nodes, n)
 	}
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
+	// Thousands of kubelets do not collect garbage beside a real control plane.
+	debug.SetGCPercent(400)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, o); err != nil {
