@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -63,6 +62,7 @@ type assembly struct {
 	direct     *direct
 	loopback   *rest.Config
 	tokens     serviceaccount.TokenGenerator
+	pool       *pool
 	completion options.CompletedOptions
 }
 
@@ -83,6 +83,9 @@ func newOptions(ctx context.Context, c Config, listener net.Listener, etcdServer
 	opts.Etcd.StorageConfig.Transport.TrustedCAFile = c.EtcdCA
 	opts.Etcd.StorageConfig.Transport.CertFile = c.EtcdCert
 	opts.Etcd.StorageConfig.Transport.KeyFile = c.EtcdKey
+	for _, resource := range withoutCache {
+		opts.Etcd.WatchCacheSizes = append(opts.Etcd.WatchCacheSizes, resource.String()+"#0")
+	}
 	opts.Features.EnablePriorityAndFairness = false
 	opts.Features.EnableProfiling = c.Profiling
 	opts.Authentication.ClientCert.ClientCA = c.pki("ca.crt")
@@ -106,6 +109,7 @@ func assemble(ctx context.Context, s options.CompletedOptions) (*assembly, error
 		config:     genericapiserver.NewConfig(legacyscheme.Codecs),
 		resources:  served(),
 		tokens:     s.ServiceAccountIssuer,
+		pool:       newPool(),
 		completion: s,
 	}
 	a.config.MergedResourceConfig = a.resources
@@ -138,14 +142,8 @@ func (a *assembly) addClients(context.Context) (err error) {
 	}
 	a.direct = &direct{}
 	a.client = a.direct.client(client)
-	trim := func(obj any) (any, error) {
-		if accessor, err := meta.Accessor(obj); err == nil && accessor.GetManagedFields() != nil {
-			accessor.SetManagedFields(nil)
-		}
-		return obj, nil
-	}
 	a.informers = servedInformers{
-		SharedInformerFactory: informers.NewSharedInformerFactoryWithOptions(a.client, 0, informers.WithTransform(trim)),
+		SharedInformerFactory: informers.NewSharedInformerFactoryWithOptions(a.client, 0, informers.WithTransform(a.pool.slim)),
 		absent:                informers.NewSharedInformerFactory(a.client, 0),
 	}
 	return a.completion.Features.ApplyTo(a.config, a.client, a.informers)

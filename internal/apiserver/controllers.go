@@ -46,7 +46,7 @@ func (c Config) addHooks(server *genericapiserver.GenericAPIServer, a *assembly,
 				return err
 			}
 			if c.Controllers != nil {
-				go c.runControllers(hook, a.client, a.loopback)
+				go c.runControllers(hook, Inside{a.client, livingInformers{a.informers, hook}, rest.CopyConfig(a.loopback)})
 			}
 			return nil
 		},
@@ -79,9 +79,9 @@ func (c Config) tellReady(ctx context.Context, client kubernetes.Interface, url 
 }
 
 // runControllers runs Legion's own controllers again whenever they end early.
-func (c Config) runControllers(ctx context.Context, client kubernetes.Interface, config *rest.Config) {
+func (c Config) runControllers(ctx context.Context, inside Inside) {
 	for ctx.Err() == nil {
-		if err := c.Controllers(ctx, client, rest.CopyConfig(config)); err != nil && ctx.Err() == nil {
+		if err := c.Controllers(ctx, inside); err != nil && ctx.Err() == nil {
 			klog.ErrorS(err, "Legion's controllers ended; starting them again")
 		}
 		select {

@@ -3,6 +3,9 @@ package apiserver
 import (
 	"context"
 	"fmt"
+	"hash/fnv"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -23,6 +27,7 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	api "k8s.io/kubernetes/pkg/apis/core"
 	podstore "k8s.io/kubernetes/pkg/registry/core/pod/storage"
+	"k8s.io/kubernetes/plugin/pkg/admission/serviceaccount"
 )
 
 // directTime bounds a write, as the API server bounds a request.
@@ -164,6 +169,7 @@ func (p *directPods) Create(ctx context.Context, pod *corev1.Pod, options metav1
 			return nil, err
 		}
 	}
+	nameTokenVolume(inner, versioned.Spec.Volumes)
 	made, err := p.store.Create(ctx, inner, rest.AdmissionToValidateObjectFunc(p.admission, attributes, interfaces), &options)
 	if err != nil {
 		return nil, err
@@ -173,6 +179,38 @@ func (p *directPods) Create(ctx context.Context, pod *corev1.Pod, options metav1
 		return nil, apierrors.NewInternalError(fmt.Errorf("cannot convert pod %s/%s, which was made: %w", p.namespace, inner.Name, err))
 	}
 	return out, nil
+}
+
+// nameTokenVolume gives the volume that admission has added for the token of
+// the service account a name that comes of the pod's controller, and not of
+// chance: then the specs of all its pods are the same and are held once.
+func nameTokenVolume(pod *api.Pod, own []corev1.Volume) {
+	owner := metav1.GetControllerOfNoCopy(pod)
+	if owner == nil || len(pod.Spec.Volumes) != len(own)+1 {
+		return
+	}
+	added := &pod.Spec.Volumes[len(own)]
+	if !strings.HasPrefix(added.Name, serviceaccount.ServiceAccountVolumeName+"-") {
+		return
+	}
+	hash := fnv.New64a()
+	_, _ = hash.Write([]byte(owner.UID))
+	random, name := added.Name, serviceaccount.ServiceAccountVolumeName+"-"+rand.SafeEncodeString(strconv.FormatUint(hash.Sum64(), 10))[:5]
+	for _, v := range own {
+		if v.Name == name {
+			return
+		}
+	}
+	added.Name = name
+	for _, all := range [][]api.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range all {
+			for j := range all[i].VolumeMounts {
+				if m := &all[i].VolumeMounts[j]; m.Name == random {
+					m.Name = name
+				}
+			}
+		}
+	}
 }
 
 // Delete does what the API's handler does (handlers/delete.go).
@@ -223,15 +261,13 @@ func (w *directWatch) Stop() {
 	w.cancel()
 }
 
-// versioned turns an object of the watch cache, which others read too, into
-// one of the receiver's own and of the API's version.
+// versioned turns an object of a watch, which may be one that others read too,
+// into one of the receiver's own and of the API's version.
 func versioned(fresh func() runtime.Object) watch.FilterFunc {
 	return func(e watch.Event) (watch.Event, bool) {
 		obj := e.Object
 		if shared, ok := obj.(runtime.CacheableObject); ok {
 			obj = shared.GetObject()
-		} else {
-			obj = obj.DeepCopyObject()
 		}
 		if _, ok := obj.(*metav1.Status); ok {
 			return watch.Event{Type: e.Type, Object: obj}, true

@@ -12,15 +12,14 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 )
 
 func TestDirect(t *testing.T) {
 	clients := make(chan kubernetes.Interface, 1)
 	f := startWith(t, Config{
 		Dir: t.TempDir(), Listen: "127.0.0.1",
-		Controllers: func(ctx context.Context, client kubernetes.Interface, _ *rest.Config) error {
-			clients <- client
+		Controllers: func(ctx context.Context, inside Inside) error {
+			clients <- inside.Client
 			<-ctx.Done()
 			return nil
 		},
@@ -30,6 +29,7 @@ func TestDirect(t *testing.T) {
 	t.Run("same as the API", func(t *testing.T) { testSame(t, f, direct) })
 	t.Run("refused as by the API", func(t *testing.T) { testRefused(t, f, direct) })
 	t.Run("leases", func(t *testing.T) { testLeaseFields(t, f) })
+	t.Run("one spec", func(t *testing.T) { testOneSpec(t, direct) })
 	t.Run("watch", func(t *testing.T) { testDirectWatch(t, f, direct) })
 }
 
@@ -86,6 +86,36 @@ func testSame(t *testing.T, f *fleet, direct kubernetes.Interface) {
 		for _, made := range []*corev1.Pod{viaAPI, inside} {
 			testGone(t, f, direct, made)
 		}
+	}
+}
+
+// testOneSpec makes two pods of one controller, whose specs are to be the same,
+// and one of another.
+func testOneSpec(t *testing.T, direct kubernetes.Interface) {
+	controls := true
+	create := func(owner types.UID, own ...corev1.Volume) corev1.PodSpec {
+		pod := samples()["plain"]
+		pod.OwnerReferences[0].UID, pod.OwnerReferences[0].Controller, pod.Spec.Volumes = owner, &controls, own
+		made, err := direct.CoreV1().Pods(pod.Namespace).Create(t.Context(), pod, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made.Spec
+	}
+	first := create("one")
+	if diff := cmp.Diff(first, create("one")); diff != "" {
+		t.Errorf("two pods of one controller differ:\n%s", diff)
+	}
+	if len(first.Volumes) != 1 || first.Containers[0].VolumeMounts[0].Name != first.Volumes[0].Name {
+		t.Errorf("volumes %v, mounts %v", first.Volumes, first.Containers[0].VolumeMounts)
+	}
+	if other := create("two"); other.Volumes[0].Name == first.Volumes[0].Name {
+		t.Errorf("the pods of two controllers have a volume of the name %s", first.Volumes[0].Name)
+	}
+	// A volume of the template keeps its name, and the one that is added has another.
+	own := corev1.Volume{Name: first.Volumes[0].Name + "x", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}
+	if with := create("one", own); with.Volumes[0].Name != own.Name {
+		t.Errorf("the template's volume %s became %v", own.Name, with.Volumes)
 	}
 }
 

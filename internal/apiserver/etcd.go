@@ -28,6 +28,13 @@ type ownEtcd struct {
 	stop   func()
 }
 
+// StoreFile is the file that the etcd inside the server of dir maps.
+func StoreFile(dir string) string {
+	return filepath.Join(etcdDir(dir), "data", "member", "snap", "db")
+}
+
+func etcdDir(dir string) string { return filepath.Join(dir, "server", "etcd") }
+
 // startEtcd runs an etcd inside this process that keeps its data in dir and
 // listens on a unix socket only this user can open.
 func startEtcd(ctx context.Context, dir string) (*ownEtcd, error) {

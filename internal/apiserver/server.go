@@ -20,6 +20,7 @@ import (
 	"k8s.io/apiserver/pkg/features"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -45,12 +46,22 @@ type Config struct {
 	EtcdCA, EtcdCert, EtcdKey string
 	// Profiling serves /debug/pprof to administrators.
 	Profiling bool
-	// Controllers, if set, is run while the server runs, with a client that
-	// writes and watches pods inside this process, and a configuration for
-	// others; both have all rights and no rate limit.
-	Controllers func(context.Context, kubernetes.Interface, *rest.Config) error
+	// Controllers, if set, is run while the server runs.
+	Controllers func(context.Context, Inside) error
 	// Ready, if set, is called once /readyz is ok, with the server's URL.
 	Ready func(url string)
+}
+
+// Inside is how controllers inside this process reach the API. Both clients
+// have all rights and no rate limit.
+type Inside struct {
+	// Client writes and watches pods without HTTP.
+	Client kubernetes.Interface
+	// Informers are shared with the server's own controllers and started by
+	// the server. Of what they hold, slim keeps a part.
+	Informers informers.SharedInformerFactory
+	// REST is for other clients.
+	REST *rest.Config
 }
 
 // NetnsAddress is an address inside the network namespace of Path.
@@ -88,7 +99,7 @@ func Run(ctx context.Context, c Config) error {
 	etcd := &ownEtcd{}
 	if len(c.EtcdServers) == 0 {
 		// Stopped last: after the server that writes to it.
-		if etcd, err = startEtcd(ctx, filepath.Join(c.Dir, "server", "etcd")); err != nil {
+		if etcd, err = startEtcd(ctx, etcdDir(c.Dir)); err != nil {
 			return err
 		}
 		defer etcd.stop()
@@ -100,8 +111,10 @@ func Run(ctx context.Context, c Config) error {
 // serve runs the server on an etcd; client is set if that is in this process.
 func (c Config) serve(ctx context.Context, listener net.Listener, authority *pki.Authority, client *etcdclient.Client) error {
 	// Lists of past versions of everything are left to etcd: to hold them costs
-	// more memory than the objects.
-	if err := utilfeature.DefaultMutableFeatureGate.Set(string(features.ListFromCacheSnapshot) + "=false"); err != nil {
+	// more memory than the objects. How large objects are, key by key, is noted
+	// for priority and fairness, which is off.
+	off := map[string]bool{string(features.ListFromCacheSnapshot): false, string(features.SizeBasedListCostEstimate): false}
+	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(off); err != nil {
 		return fmt.Errorf("cannot configure the API server: %w", err)
 	}
 	opts, err := newOptions(ctx, c, listener, c.EtcdServers)
@@ -113,7 +126,7 @@ func (c Config) serve(ctx context.Context, listener net.Listener, authority *pki
 		return fmt.Errorf("cannot configure the API server: %w", err)
 	}
 	if client != nil {
-		a.config.RESTOptionsGetter = ownStorage{a.config.RESTOptionsGetter, client}
+		a.config.RESTOptionsGetter = ownStorage{a.config.RESTOptionsGetter, client, a.pool}
 	}
 	sessions := &tunnel.Sessions{}
 	server, err := a.newServer(authority, sessions)

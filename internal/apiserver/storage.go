@@ -1,9 +1,11 @@
 package apiserver
 
 import (
+	"slices"
 	"sync"
 
 	etcdclient "go.etcd.io/etcd/client/v3/kubernetes"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/registry/generic"
@@ -21,6 +23,7 @@ import (
 type ownStorage struct {
 	generic.RESTOptionsGetter
 	client *etcdclient.Client
+	pool   *pool
 }
 
 // GetRESTOptions is upstream's, with another way to the store.
@@ -33,6 +36,14 @@ func (s ownStorage) GetRESTOptions(resource schema.GroupResource, example runtim
 	}
 	return options, err
 }
+
+// withoutCache are the resources that have no watch cache. A Lease changes every
+// few seconds and is watched by the controllers only: a cache of them, with all
+// versions of 75 seconds, takes more memory than the nodes and pods, and more
+// time than a second watcher of etcd.
+var withoutCache = []schema.GroupResource{{Group: coordinationv1.GroupName, Resource: "leases"}}
+
+func uncached(resource schema.GroupResource) bool { return slices.Contains(withoutCache, resource) }
 
 // open follows upstream's StorageWithCacher
 // (k8s.io/apiserver/pkg/registry/generic/registry/storage_factory.go) and
@@ -47,13 +58,18 @@ func (s ownStorage) open(
 		transformer = identity.NewEncryptCheckTransformer()
 	}
 	versioner := storage.APIObjectVersioner{}
-	raw, err := etcd3.New(s.client, nil, config.Codec, newFunc, newListFunc, config.Prefix, prefix, config.GroupResource,
+	// This codec decodes what is watched; what is read one by one, and may be
+	// changed by who has read it, goes by the decoder.
+	raw, err := etcd3.New(s.client, nil, sharingCodec{config.Codec, s.pool}, newFunc, newListFunc, config.Prefix, prefix, config.GroupResource,
 		transformer, config.LeaseManagerConfig, etcd3.NewDefaultDecoder(config.Codec, versioner), versioner)
 	if err != nil {
 		return nil, nil, err
 	}
+	if uncached(config.GroupResource) {
+		return raw, sync.OnceFunc(raw.Close), nil
+	}
 	cached, err := cacher.NewCacherFromConfig(cacher.Config{
-		Storage:             raw,
+		Storage:             sharingLists{raw, s.pool},
 		Versioner:           versioner,
 		GroupResource:       config.GroupResource,
 		EventsHistoryWindow: config.EventsHistoryWindow,

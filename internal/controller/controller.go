@@ -30,6 +30,9 @@ type Config struct {
 	// Client reaches the API server. On Legion's own server it should have no
 	// rate limit (rest.Config.QPS = -1).
 	Client kubernetes.Interface
+	// Informers, if set, are used in place of the controllers' own. They go on
+	// when Run returns, and their objects have at least what slim leaves.
+	Informers informers.SharedInformerFactory
 	// NodeGrace is how long a node's Lease may go without renewal before its
 	// Ready condition becomes Unknown. Default 40 s.
 	NodeGrace time.Duration
@@ -56,6 +59,25 @@ type Config struct {
 	Writes int
 	// Log takes what goes wrong. Default: slog.Default().
 	Log *slog.Logger
+
+	listening *listening
+}
+
+// listening are the handlers of one Run: shared informers outlive it.
+type listening struct{ ends []func() error }
+
+func (l *listening) to(informer cache.SharedIndexInformer, handler cache.ResourceEventHandler) error {
+	registered, err := informer.AddEventHandler(handler)
+	if l != nil && err == nil {
+		l.ends = append(l.ends, func() error { return informer.RemoveEventHandler(registered) })
+	}
+	return err
+}
+
+func (l *listening) end() {
+	for _, end := range l.ends {
+		_ = end() // an informer that has ended has no handlers
+	}
 }
 
 func (c Config) completed() (Config, error) {
@@ -87,14 +109,22 @@ func Run(ctx context.Context, config Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	all := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(slim), informers.WithTweakListOptions(latest))
-	leases := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0,
-		informers.WithNamespace(corev1.NamespaceNodeLease), informers.WithTransform(slim))
+	all, leases := cfg.Informers, cfg.Informers
+	if all == nil {
+		all = informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(slim), informers.WithTweakListOptions(latest))
+		leases = informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0,
+			informers.WithNamespace(corev1.NamespaceNodeLease), informers.WithTransform(slim))
+		defer all.Shutdown()
+		defer leases.Shutdown()
+	}
+	// Before the informers are waited for.
+	defer cancel()
+	cfg.listening = &listening{}
+	defer cfg.listening.end()
 	events := newTeller(eventsAPI{cfg.Client}, cfg.Log)
 	recorder := events.as
 
-	pods := all.Core().V1().Pods().Informer()
-	if err := pods.AddIndexers(podIndexers); err != nil {
+	if err := addIndexers(all.Core().V1().Pods().Informer()); err != nil {
 		return fmt.Errorf("cannot index pods: %w", err)
 	}
 	loops := []func(context.Context){events.run}
@@ -130,8 +160,6 @@ func Run(ctx context.Context, config Config) error {
 
 	all.Start(ctx.Done())
 	leases.Start(ctx.Done())
-	defer all.Shutdown()
-	defer leases.Shutdown()
 	for _, f := range []informers.SharedInformerFactory{all, leases} {
 		for t, ok := range f.WaitForCacheSync(ctx.Done()) {
 			if !ok && ctx.Err() == nil {
@@ -159,6 +187,18 @@ func latest(o *metav1.ListOptions) {
 	if o.ResourceVersion == "0" {
 		o.ResourceVersion = ""
 	}
+}
+
+// addIndexers adds the pod indexes that are not there yet: shared informers may
+// have them from an earlier Run.
+func addIndexers(pods cache.SharedIndexInformer) error {
+	missing := cache.Indexers{}
+	for name, index := range podIndexers {
+		if _, ok := pods.GetIndexer().GetIndexers()[name]; !ok {
+			missing[name] = index
+		}
+	}
+	return pods.AddIndexers(missing)
 }
 
 // slim drops from cached objects what no loop here reads, so that a large

@@ -122,7 +122,7 @@ func newDaemons(cfg Config, f informers.SharedInformerFactory, events record.Eve
 			c.queue.Add(item{kind: classChanged, node: class.Name})
 		})},
 	} {
-		if _, err := h.informer.AddEventHandler(h.handler); err != nil {
+		if err := cfg.listening.to(h.informer, h.handler); err != nil {
 			return nil, fmt.Errorf("cannot watch for DaemonSets: %w", err)
 		}
 	}

@@ -53,7 +53,7 @@ func newNodes(cfg Config, all, leases informers.SharedInformerFactory, events re
 		alive: map[string]time.Time{},
 		armed: map[string]bool{},
 	}
-	_, err := all.Core().V1().Nodes().Informer().AddEventHandler(each(func(old, node *corev1.Node) {
+	err := cfg.listening.to(all.Core().V1().Nodes().Informer(), each(func(old, node *corev1.Node) {
 		if old == nil || heartbeat(old) != heartbeat(node) {
 			n.saw(node.Name)
 		}
@@ -64,8 +64,8 @@ func newNodes(cfg Config, all, leases informers.SharedInformerFactory, events re
 	if err != nil {
 		return nil, fmt.Errorf("cannot watch nodes: %w", err)
 	}
-	_, err = leases.Coordination().V1().Leases().Informer().AddEventHandler(each(func(old, l *coordinationv1.Lease) {
-		if old == nil || !old.Spec.RenewTime.Equal(l.Spec.RenewTime) {
+	err = cfg.listening.to(leases.Coordination().V1().Leases().Informer(), each(func(old, l *coordinationv1.Lease) {
+		if l.Namespace == corev1.NamespaceNodeLease && (old == nil || !old.Spec.RenewTime.Equal(l.Spec.RenewTime)) {
 			n.saw(l.Name)
 		}
 	}))

@@ -38,13 +38,13 @@ func newOrphans(cfg Config, f informers.SharedInformerFactory) (*orphans, error)
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond, 30*time.Second)),
 	}
-	_, err := f.Core().V1().Nodes().Informer().AddEventHandler(each(func(old, node *corev1.Node) {
+	err := cfg.listening.to(f.Core().V1().Nodes().Informer(), each(func(old, node *corev1.Node) {
 		if old == nil {
 			o.queue.Add(node.Name)
 		}
 	}))
 	if err == nil {
-		_, err = f.Core().V1().Pods().Informer().AddEventHandler(each(func(_, pod *corev1.Pod) {
+		err = cfg.listening.to(f.Core().V1().Pods().Informer(), each(func(_, pod *corev1.Pod) {
 			if name := pod.Spec.NodeName; name != "" {
 				if _, err := o.nodes.Get(name); err != nil {
 					o.queue.Add(name)

@@ -19,7 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
@@ -57,10 +56,10 @@ func run(m *testing.M) int {
 	go func() {
 		ended <- apiserver.Run(ctx, apiserver.Config{
 			Dir: dir, Listen: "127.0.0.1",
-			Controllers: func(ctx context.Context, c kubernetes.Interface, _ *rest.Config) error {
+			Controllers: func(ctx context.Context, inside apiserver.Inside) error {
 				ctx, kill := context.WithCancel(ctx)
 				killControllers.Store(&kill)
-				return controller.Run(ctx, controller.Config{Client: c, NodeGrace: nodeGrace})
+				return controller.Run(ctx, controller.Config{Client: inside.Client, NodeGrace: nodeGrace})
 			},
 			Ready: func(string) { close(ready) },
 		})

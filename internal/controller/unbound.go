@@ -38,7 +38,7 @@ func newUnbound(cfg Config, f informers.SharedInformerFactory, recorder record.E
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[string](100*time.Millisecond, 30*time.Second)),
 	}
-	_, err := f.Core().V1().Pods().Informer().AddEventHandler(each(func(_, pod *corev1.Pod) {
+	err := cfg.listening.to(f.Core().V1().Pods().Informer(), each(func(_, pod *corev1.Pod) {
 		if waitsUntold(pod) {
 			u.queue.Add(cache.MetaObjectToName(pod).String())
 		}

@@ -2,10 +2,12 @@ package serverd
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"runtime/metrics"
 	"strconv"
@@ -16,50 +18,63 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shrink gives back what starting needed and running does not: freed heap, and
-// the pages of the program file that only its start has read (some 80 of 120
-// MB). The kernel maps them again when they are used.
-func shrink() error {
+// shrink gives back what was needed and is not any more: freed heap, and the
+// pages of the mapped files that nothing uses now: of the program's those that
+// only its start has read (some 80 of 120 MB), of the store's all that was read
+// or written since. The kernel maps them again, from its cache, when they are
+// used.
+func shrink(files ...string) error {
 	debug.FreeOSMemory()
-	file, err := os.Open("/proc/self/smaps")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = file.Close() }()
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return err
 	}
-	for _, m := range cleanMappings(file, program) {
-		// The address is no Go object's: the mapping is the program's own file.
-		pages := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(nil), m.start)), m.end-m.start)
-		if err := unix.Madvise(pages, unix.MADV_DONTNEED); err != nil {
-			return fmt.Errorf("cannot give back the pages at %x: %w", m.start, err)
+	smaps, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		return err
+	}
+	for _, path := range append(files, program) {
+		// The kernel shows where links lead; a store elsewhere has no file here.
+		if path, err = filepath.EvalSymlinks(path); err != nil {
+			continue
+		}
+		for _, m := range cleanMappings(bytes.NewReader(smaps), path) {
+			// The address is no Go object's: the mapping is the file's.
+			pages := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(nil), m.start)), m.end-m.start)
+			if err := unix.Madvise(pages, unix.MADV_DONTNEED); err != nil {
+				return fmt.Errorf("cannot give back the pages at %x: %w", m.start, err)
+			}
 		}
 	}
 	return nil
 }
 
 // Garbage is collected when the heap has grown by a share, in a hundred, of
-// what lives: calmGrowth, or while there is much to do up to busyGrowth, as
-// long as the heap stays below a quarter of the machine's memory; and not
-// before it has grown by headroom.
+// what lives: by so much that apart passes between two collections as long as
+// the server allocates as fast as it does. Never by less than calmGrowth, nor by
+// more than busyGrowth or headroom, the larger of the two, and a quarter of the
+// machine's memory in all.
 const (
-	calmGrowth = 60
-	busyGrowth = 200
+	apart      = 2 * time.Second
+	calmGrowth = 25
+	busyGrowth = 300
 	headroom   = 192 << 20
-	// calm is how long a server has nothing to collect before it counts as idle.
-	calm = 5 * time.Second
+	// A server that wants less than fairGrowth for as long as calm gives back the
+	// memory that it took for more.
+	fairGrowth = 75
+	calm       = 3 * time.Second
 )
 
 // paceCollection lets a busy server collect less often, and an idle one give
 // back the memory that it took meanwhile.
-func paceCollection(ctx context.Context) {
-	samples := []metrics.Sample{{Name: "/gc/cycles/automatic:gc-cycles"}, {Name: "/gc/heap/live:bytes"}}
+func paceCollection(ctx context.Context, shrink func()) {
+	samples := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
 	metrics.Read(samples)
 	machine := machineMemory()
-	cycles, growth, last := samples[0].Value.Uint64(), calmGrowth, time.Now()
-	tick := time.NewTicker(250 * time.Millisecond)
+	allocated, rate := samples[0].Value.Uint64(), 0.0
+	growth, busy, last := calmGrowth, false, time.Now()
+	const often = 250 * time.Millisecond
+	tick := time.NewTicker(often)
 	defer tick.Stop()
 	for {
 		select {
@@ -67,34 +82,37 @@ func paceCollection(ctx context.Context) {
 			return
 		case now := <-tick.C:
 			metrics.Read(samples)
-			busy := samples[0].Value.Uint64() != cycles
-			cycles = samples[0].Value.Uint64()
-			switch {
-			case busy:
-				last = now
-				if want := growthFor(samples[1].Value.Uint64(), machine); want != growth {
-					growth = want
-					debug.SetGCPercent(growth)
-				}
-			case growth != calmGrowth && now.Sub(last) > calm:
-				growth = calmGrowth
+			sum := samples[0].Value.Uint64()
+			// What it does now counts at once, what it did before for a second.
+			latest := float64(sum-allocated) / often.Seconds()
+			rate, allocated = max(latest, rate*0.75+latest*0.25), sum
+			want := growthFor(rate, samples[1].Value.Uint64(), machine)
+			if want > fairGrowth {
+				busy, last = true, now
+			}
+			// To set it stops the world for a moment: not for a little.
+			if want > growth || 4*want < 3*growth {
+				growth = want
 				debug.SetGCPercent(growth)
-				debug.FreeOSMemory()
+			}
+			if busy && now.Sub(last) > calm {
+				busy = false
+				shrink()
 			}
 		}
 	}
 }
 
-// growthFor is the share, in a hundred, by which the heap of a busy server may
-// grow on a machine with so much memory.
-func growthFor(live, machine uint64) int {
+// growthFor is the share, in a hundred, by which the heap of a server that
+// allocates so many bytes a second may grow on a machine with so much memory.
+func growthFor(rate float64, live, machine uint64) int {
 	live = max(live, 1<<20)
 	room := uint64(0)
 	if limit := machine / 4; limit > live {
 		room = limit - live
 	}
-	want := max(headroom, live*busyGrowth/100)
-	return max(calmGrowth, int(min(want, room)*100/live))
+	want := min(uint64(rate*apart.Seconds()), max(headroom, live*busyGrowth/100), room)
+	return max(calmGrowth, int(want*100/live))
 }
 
 // machineMemory is how much memory the machine has (sysinfo(2)).

@@ -38,18 +38,22 @@ func TestShrinkKeepsTheProgramRunning(t *testing.T) {
 func TestGrowth(t *testing.T) {
 	const mib = 1 << 20
 	for _, c := range []struct {
+		rate          float64
 		live, machine uint64
 		want          int
 	}{
-		{0, 16384 * mib, 19200},
-		{64 * mib, 16384 * mib, 300},
-		{512 * mib, 16384 * mib, 200},
-		{512 * mib, 4096 * mib, 100},
-		{512 * mib, 1024 * mib, calmGrowth},
-		{64 * mib, 0, calmGrowth},
+		{0, 200 * mib, 16384 * mib, calmGrowth},
+		{20 * mib, 200 * mib, 16384 * mib, calmGrowth},
+		{100 * mib, 200 * mib, 16384 * mib, 100},
+		{1000 * mib, 0, 16384 * mib, 19200},
+		{1000 * mib, 64 * mib, 16384 * mib, 300},
+		{1000 * mib, 512 * mib, 16384 * mib, 300},
+		{1000 * mib, 512 * mib, 4096 * mib, 100},
+		{1000 * mib, 512 * mib, 1024 * mib, calmGrowth},
+		{1000 * mib, 64 * mib, 0, calmGrowth},
 	} {
-		if got := growthFor(c.live, c.machine); got != c.want {
-			t.Errorf("%d live bytes on a machine of %d may grow by %d %%, want %d", c.live, c.machine, got, c.want)
+		if got := growthFor(c.rate, c.live, c.machine); got != c.want {
+			t.Errorf("%.0f bytes a second: %d live bytes on a machine of %d may grow by %d %%, want %d", c.rate, c.live, c.machine, got, c.want)
 		}
 	}
 }

@@ -15,7 +15,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"legion.dev/legion/internal/apiserver"
@@ -56,8 +55,8 @@ func runFleetWith(t *testing.T, own controller.Config) kubernetes.Interface {
 	ended, ready := make(chan error, 1), make(chan struct{})
 	go func() {
 		ended <- apiserver.Run(ctx, apiserver.Config{
-			Dir: dir, Listen: "127.0.0.1", Ready: func(string) { close(ready) }, Controllers: func(ctx context.Context, client kubernetes.Interface, _ *rest.Config) error {
-				return runControllers(ctx, client, own, false)
+			Dir: dir, Listen: "127.0.0.1", Ready: func(string) { close(ready) }, Controllers: func(ctx context.Context, inside apiserver.Inside) error {
+				return runControllers(ctx, inside, own, false)
 			},
 		})
 	}()

@@ -18,8 +18,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 
 	"legion.dev/legion/internal/apiserver"
@@ -140,15 +138,18 @@ func (h untilEnd) WithGroup(name string) slog.Handler {
 }
 
 // runControllers runs Legion's controllers inside the server. Where the store is
-// outside, another server may be on it too: then one of them works at a time.
-func runControllers(ctx context.Context, client kubernetes.Interface, config controller.Config, elected bool) error {
-	config.Client = client
+// outside, another server may be on it too: then one of them works at a time,
+// and whoever begins reads anew what is true, in place of what the informers of
+// this server have seen so far.
+func runControllers(ctx context.Context, inside apiserver.Inside, config controller.Config, elected bool) error {
+	config.Client = inside.Client
 	if !elected {
+		config.Informers = inside.Informers
 		return controller.Run(ctx, config)
 	}
 	e := controller.Election{Name: "legion-server", Log: config.Log}
 	config.Holds = e.Holds
-	return e.Lead(ctx, client, func(ctx context.Context) error { return controller.Run(ctx, config) })
+	return e.Lead(ctx, inside.Client, func(ctx context.Context) error { return controller.Run(ctx, config) })
 }
 
 func serve(ctx context.Context, config apiserver.Config, own controller.Config, stderr io.Writer) error {
@@ -159,22 +160,27 @@ func serve(ctx context.Context, config apiserver.Config, own controller.Config, 
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	// A control plane holds much that lives long; collecting more often costs
-	// little and keeps it small.
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(calmGrowth)
-		go paceCollection(ctx)
-	}
 	logger := quiet(ctx, stderr)
-	config.Controllers = func(ctx context.Context, client kubernetes.Interface, _ *rest.Config) error {
+	giveBack := func() {
+		if err := shrink(apiserver.StoreFile(config.Dir)); err != nil {
+			logger.Warn("cannot give memory back", "error", err)
+		}
+	}
+	config.Controllers = func(ctx context.Context, inside apiserver.Inside) error {
 		own.Log = logger
-		return runControllers(ctx, client, own, len(config.EtcdServers) > 0)
+		return runControllers(ctx, inside, own, len(config.EtcdServers) > 0)
 	}
 	dir, err := filepath.Abs(config.Dir)
 	if err != nil {
 		return err
 	}
 	config.Dir = dir
+	// A control plane holds much that lives long; collecting more often costs
+	// little and keeps it small.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(calmGrowth)
+		go paceCollection(ctx, giveBack)
+	}
 	config.Ready = func(url string) {
 		logger.Info("ready", "url", url, "after", time.Since(started).Round(time.Millisecond), "kubeconfig", apiserver.AdminKubeconfig(dir))
 		if err := notify("READY=1\nSTATUS=serving at " + url); err != nil {
@@ -185,9 +191,7 @@ func serve(ctx context.Context, config apiserver.Config, own controller.Config, 
 		select {
 		case <-ctx.Done():
 		case <-time.After(settled):
-			if err := shrink(); err != nil {
-				logger.Warn("cannot give memory back after the start", "error", err)
-			}
+			giveBack()
 			<-ctx.Done()
 		}
 		_ = notify("STOPPING=1")
