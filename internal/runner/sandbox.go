@@ -92,6 +92,9 @@ func RemovePrivateTmp(group, name string) error {
 // LostProtections names what of a context's sandbox this machine cannot give.
 func LostProtections(c *service.ExecContext) []string {
 	lost := Lost(c)
+	if a := c.OOMScoreAdjust; a != nil && *a < sandbox.LeastOOM() {
+		lost = append(lost, fmt.Sprintf("OOMScoreAdjust=%d: there is no right to it here (CAP_SYS_RESOURCE)", *a))
+	}
 	if c.Sandbox != nil {
 		_, more := sandbox.ThisMachine().Give(c.Sandbox)
 		lost = append(lost, more...)

@@ -127,8 +127,12 @@ func TestSandbox(t *testing.T) {
 		},
 		"SystemCallFilter kills":  {box{SystemCallFilter: []string{"~mkdir mkdirat"}}, "mkdir " + dir + "/new 2>/dev/null; echo $?", "159"},
 		"SystemCallArchitectures": {box{SystemCallArchitectures: []string{"native"}}, "echo fine", "fine"},
-		"SecureBits":              {box{SecureBits: []string{"noroot"}}, "grep CapEff /proc/self/status | cut -f2", "0000000000000000"},
-		"KeyringMode":             {box{KeyringMode: "private"}, "echo fine", "fine"},
+		// The first filter may forbid to install the second.
+		"SystemCallFilter and others": {
+			box{SystemCallFilter: []string{"@system-service", "~@privileged @resources"}, SystemCallArchitectures: []string{"native"}}, "echo fine", "fine",
+		},
+		"SecureBits":  {box{SecureBits: []string{"noroot"}}, "grep CapEff /proc/self/status | cut -f2", "0000000000000000"},
+		"KeyringMode": {box{KeyringMode: "private"}, "echo fine", "fine"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := inside(t, service.ExecContext{Sandbox: &test.box}, test.script)
@@ -209,6 +213,23 @@ func TestSandboxFailureIsNamed(t *testing.T) {
 	_, err := shared.Start(q)
 	if err == nil || !strings.Contains(err.Error(), `set up "/not/there" in the mount namespace: no such file`) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestOOMScoreBelowOnesOwn: where it may not be had, the service runs without
+// it, and that is told.
+func TestOOMScoreBelowOnesOwn(t *testing.T) {
+	score := -900
+	c := service.ExecContext{OOMScoreAdjust: &score}
+	want, lost := "-900", 0
+	if least := sandbox.LeastOOM(); least > score {
+		want, lost = strconv.Itoa(least), 1
+	}
+	if got := inside(t, c, "cat /proc/self/oom_score_adj"); got != want {
+		t.Errorf("the score is %s, want %s", got, want)
+	}
+	if told := LostProtections(&c); len(told) != lost {
+		t.Errorf("%q", told)
 	}
 }
 

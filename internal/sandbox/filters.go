@@ -41,11 +41,12 @@ func programs(s *service.Sandbox) []program {
 		}
 		add(true, r)
 	}
-	if p, ok := callFilter(s); ok {
-		out = append(out, p)
-	}
 	if len(s.SystemCallArchitectures) > 0 {
 		out = append(out, architectures(s.SystemCallArchitectures))
+	}
+	// The last: it may refuse seccomp(2), by which the others are installed.
+	if p, ok := callFilter(s); ok {
+		out = append(out, p)
 	}
 	return out
 }

@@ -2,9 +2,11 @@ package sandbox
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -149,6 +151,22 @@ var ThisMachine = sync.OnceValue(func() Machine {
 		result <- m
 	}()
 	return <-result
+})
+
+// LeastOOM is the lowest OOM score that legiond may give: without
+// CAP_SYS_RESOURCE it is its own (proc(5)).
+var LeastOOM = sync.OnceValue(func() int {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if unix.Capget(&header, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+		return -1000
+	}
+	text, _ := os.ReadFile("/proc/self/oom_score_adj")
+	own, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return -1000
+	}
+	return own
 })
 
 // Give leaves of a sandbox what the machine can give, and names the rest.

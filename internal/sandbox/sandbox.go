@@ -261,7 +261,11 @@ func (s *Spec) stages() []stage {
 	}
 	add(s.Nice != nil, "set Nice", CodeNice, func() error { return unix.Setpriority(unix.PRIO_PROCESS, 0, *s.Nice) })
 	add(s.OOMScoreAdjust != nil, "set OOMScoreAdjust", CodeOOMAdjust, func() error {
-		return os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(*s.OOMScoreAdjust)), 0)
+		err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(*s.OOMScoreAdjust)), 0)
+		if errors.Is(err, os.ErrPermission) {
+			return nil // in a container; systemd goes on without, too (LeastOOM)
+		}
+		return err
 	})
 	add(true, "set umask", CodeOther, func() error { unix.Umask(s.UMask); return nil })
 	add(s.Root != "", fmt.Sprintf("change root to %q", s.Root), CodeChroot, func() error {
