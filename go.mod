@@ -83,6 +83,7 @@ require k8s.io/kube-openapi v0.0.0-20260721132016-d427ff9ee9ad
 
 require (
 	github.com/creack/pty v1.1.24
+	github.com/godbus/dbus/v5 v5.2.2
 	github.com/hashicorp/yamux v0.1.2
 	github.com/rogpeppe/go-internal v1.14.1
 	github.com/spf13/cobra v1.10.2

@@ -43,6 +43,7 @@ var Rings = map[string]int{
 	"internal/listen":     2,
 	"internal/pathwatch":  2,
 	"internal/clock":      2,
+	"internal/bus":        2,
 
 	"internal/host":       3,
 	"internal/agent":      3,

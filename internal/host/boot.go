@@ -244,6 +244,7 @@ func (h *Host) adopt(u *unit) {
 		}
 		h.step(u, machine.Event{Kind: machine.MainExited, Run: u.in.Run, Proc: p.ID, Exit: exit})
 	}
+	h.watchName(u)
 	for _, e := range machine.Resume(u.config(), u.in, now) {
 		h.carryOut(u, e, now)
 	}

@@ -115,6 +115,9 @@ func (h *Host) spawned(u *unit, e machine.Spawn, dir string, p Process, err erro
 			u.ooms = h.o.Cgroups.OOMKills(u.cgroup)
 		}
 		h.step(u, machine.Event{Kind: machine.Spawned, Run: e.Run, Proc: e.Proc, PID: p.PID(), StartTicks: p.StartTicks()})
+		if e.Main {
+			h.watchName(u)
+		}
 	}
 	// What it said comes before its end.
 	h.notifiedEarly()
@@ -272,6 +275,7 @@ func (h *Host) cleanUp(u *unit, e machine.CleanUp) {
 		}
 	}
 	h.o.Logs.Detach(u.g.spec.Name, u.spec.Name)
+	h.forgetName(u)
 }
 
 // release takes away what the group's mounts needed.

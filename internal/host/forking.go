@@ -44,6 +44,29 @@ func (h *Host) findMain(u *unit, e machine.FindMain) {
 	h.exitedEarly(pid)
 }
 
+// movedOn: a daemon may put another process in its main one's place, as long as
+// it writes that one into its PID file before the old one ends (systemd does so,
+// too; nginx and others are upgraded in this way).
+func (h *Host) movedOn(o owner) bool {
+	m := o.u.in.Main
+	up := o.u.in.State == service.StartPost || o.u.in.State == service.Running || o.u.in.State == service.Reload
+	if !up || m == nil || m.ID != o.proc || o.u.spec.PIDFile == "" {
+		return false
+	}
+	pid, err := h.lookForMain(o.u)
+	if err != nil || pid == m.PID {
+		return false
+	}
+	p, err := h.adoptMain(o.u, pid)
+	if err != nil {
+		return false
+	}
+	h.own(o.u, o.run, o.u.in.Procs+1, p)
+	h.step(o.u, machine.Event{Kind: machine.MainFound, Run: o.run, PID: pid, StartTicks: p.StartTicks()})
+	h.exitedEarly(pid)
+	return true
+}
+
 func (h *Host) adoptMain(u *unit, pid int) (Process, error) {
 	if pid <= 1 || pid == os.Getpid() {
 		return nil, fmt.Errorf("process %d cannot be the main process of a service", pid)

@@ -66,6 +66,8 @@ type unit struct {
 	// unbounded are the limits that the machine cannot keep; ooms is how many
 	// processes had died for want of memory when it was last looked.
 	unbounded []string
+	// busless: it is of Type=dbus, and there is no system bus.
+	busless bool
 	ooms      int
 	// held is a start, stop a stop, that waits for other stages of the group.
 	held *held
@@ -206,6 +208,9 @@ func (g *group) status(logs Logs, lost []string, without func(*service.ExecConte
 	for _, u := range g.services {
 		s := u.in.Status(u.spec)
 		s.Cgroup, s.LogDir, s.Lost = u.dir, logs.Dir(g.spec.Name, u.spec.Name), slices.Concat(lost, without(&u.spec.Exec), u.unbounded)
+		if u.busless {
+			s.Lost = append(s.Lost, noBus)
+		}
 		if g.skipped != "" && s.State == service.Dead {
 			s.Reason = g.skipped
 		}

@@ -29,6 +29,8 @@ type Options struct {
 	// Sockets and Paths may be nil: then units of these types fail.
 	Sockets Sockets
 	Paths   Paths
+	// Names may be nil: then there is no system bus.
+	Names Names
 	// Saved is what the store held when it was opened.
 	Saved Saved
 	// Events, where not nil, is given each transition to keep.
@@ -129,6 +131,9 @@ func New(o Options) *Host {
 	if o.Paths == nil {
 		o.Paths = noPaths{}
 	}
+	if o.Names == nil {
+		o.Names = noNames{}
+	}
 	return &Host{
 		clock: o.Clock, stamps: map[string]stamp{},
 		o: o, inbox: make(chan func(), 64), groups: map[string]*group{}, pending: map[string]*group{}, waiting: map[string]*group{}, owners: map[int]owner{}, early: map[int]Exited{},
@@ -181,6 +186,8 @@ func (h *Host) Run(ctx context.Context) error {
 			h.incoming(name)
 		case c := <-h.o.Paths.Changes():
 			h.pathChanged(c)
+		case c := <-h.o.Names.Changes():
+			h.named(c)
 		case <-lazy.C:
 			syncing = false
 			go h.sync()
@@ -373,6 +380,9 @@ func (h *Host) exited(x Exited) {
 	}
 	delete(h.owners, x.PID)
 	delete(o.u.procs, o.proc)
+	if h.movedOn(o) {
+		return
+	}
 	if x.Exit.Signal == 9 && o.u.spec.Resources != nil {
 		before := o.u.ooms
 		o.u.ooms = h.o.Cgroups.OOMKills(o.u.cgroup)

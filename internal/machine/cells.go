@@ -151,16 +151,34 @@ func (s *step) startLate() {
 	if s.State == service.Start && (s.Service.Type == service.Notify || s.Service.Type == service.NotifyReload) {
 		words += ": no READY=1 came"
 	}
+	if s.State == service.Start && s.Service.Type == service.DBus {
+		words += ": it does not own the name " + s.Service.BusName + " on the system bus"
+	}
 	s.enterSignal(service.StopSigterm, service.Timeout, words)
 }
 
 func (s *step) startSpawned() {
 	s.spawned()
 	switch s.Service.Type {
-	case service.Oneshot, service.Notify, service.NotifyReload, service.Forking:
+	case service.Oneshot, service.Notify, service.NotifyReload, service.DBus, service.Forking:
 		return
 	}
 	s.enterStartPost()
+}
+
+// startNamed: a Type=dbus service owns its name.
+func (s *step) startNamed() {
+	if s.Service.Type == service.DBus && s.ev.OK {
+		s.enterStartPost()
+	}
+}
+
+// runningNamed: one that has lost its name can do its work no more, and is
+// stopped, as systemd does.
+func (s *step) runningNamed() {
+	if s.Service.Type == service.DBus && !s.ev.OK {
+		s.enterStop(service.Success, fmt.Sprintf("it owns the name %s on the system bus no more", s.Service.BusName))
+	}
 }
 
 func (s *step) startMainExited() {
@@ -175,6 +193,8 @@ func (s *step) startMainExited() {
 		}
 	case s.Service.Type == service.Notify || s.Service.Type == service.NotifyReload:
 		s.enterSignal(service.StopSigterm, service.Protocol, words+" before it sent READY=1")
+	case s.Service.Type == service.DBus:
+		s.enterSignal(service.StopSigterm, service.Protocol, words+" before it owned the name "+s.Service.BusName)
 	default:
 		s.enterRunning(words)
 	}

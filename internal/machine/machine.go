@@ -142,13 +142,14 @@ const (
 	Emptied       // the cgroup has no process any more
 	Notified      // PID sent Note
 	Probed        // Probe answered OK, or not with Message
+	BusNamed      // BusName= has an owner on the bus (OK), or none
 	Alarmed       // NextAlarm is due
 	kinds
 )
 
 var kindNames = [kinds]string{
 	"start asked", "stop asked", "restart asked", "reload asked", "reset asked", "spawned", "spawn failed",
-	"main exited", "control exited", "main found", "main missing", "emptied", "notified", "probed", "alarm",
+	"main exited", "control exited", "main found", "main missing", "emptied", "notified", "probed", "bus named", "alarm",
 }
 
 func (k Kind) String() string { return kindNames[k] }

@@ -259,6 +259,31 @@ func TestNotifyReloadAndWatchdog(t *testing.T) {
 	}
 }
 
+func (p *script) named(owned bool) *script {
+	return p.give(fmt.Sprintf("named %v", owned), Event{Kind: BusNamed, OK: owned})
+}
+
+// TestDBus: up with its name, stopped without it; a kill that takes the name
+// first is a failure all the same.
+func TestDBus(t *testing.T) {
+	s := service.Service{Type: service.DBus, BusName: "org.example.A", TimeoutStart: time.Minute, Restart: service.Restart{Mode: service.RestartOnFailure}}
+	p := play(t, s).start().up().named(false).named(true)
+	p.named(true).named(false).main(killed).up().wait().main(service.Exit{Signal: 15}).check(`
+		start: start, run start[0]
+		up 101: (start)
+		named false: (start)
+		named true: running
+		named true: (running)
+		named false: stop-sigterm, SIGTERM to all
+		main was killed by SIGKILL: auto-restart, start, run start[0]
+		up 102: (start)
+		after 1m0s: stop-sigterm, SIGTERM to all
+		main was killed by SIGTERM: auto-restart, start, run start[0]`)
+	if p.in.Previous == nil || p.in.Restarts != 2 {
+		t.Errorf("%+v", p.in)
+	}
+}
+
 func TestReloadByCommand(t *testing.T) {
 	p := play(t, service.Service{Reload: []service.Command{{Path: "/check"}, {Path: "/hup"}}}).start().up()
 	p.reload().up().control(0).up().control(2).check(`

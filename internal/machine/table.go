@@ -77,6 +77,7 @@ func init() {
 			Emptied:       keep((*step).cleanUp),
 			Notified:      keep(ignore),
 			Probed:        keep(ignore),
+			BusNamed:      keep(ignore),
 			Alarmed:       keep(ignore),
 		},
 		service.StartPre: {
@@ -94,6 +95,7 @@ func init() {
 			Emptied:       keep(ignore),
 			Notified:      keep((*step).note),
 			Probed:        keep(ignore),
+			BusNamed:      keep(ignore),
 			Alarmed:       goTo((*step).startLate, intoSignal...),
 		},
 		service.Start: {
@@ -111,6 +113,7 @@ func init() {
 			Emptied:       goTo((*step).startEmptied, intoSignal...),
 			Notified:      goTo((*step).startNotified, intoUp...),
 			Probed:        keep(ignore),
+			BusNamed:      goTo((*step).startNamed, intoUp...),
 			Alarmed:       goTo((*step).startLate, intoUp...),
 		},
 		service.StartPost: {
@@ -128,6 +131,7 @@ func init() {
 			Emptied:       keep(ignore),
 			Notified:      keep((*step).note),
 			Probed:        keep(ignore),
+			BusNamed:      keep(ignore),
 			Alarmed:       goTo((*step).startLate, intoSignal...),
 		},
 		service.Running: {
@@ -145,6 +149,7 @@ func init() {
 			Emptied:       goTo((*step).runningEmptied, with(intoStop, service.Exited)...),
 			Notified:      goTo((*step).runningNotified, intoReloadOrSignal...),
 			Probed:        goTo((*step).probed, intoStop...),
+			BusNamed:      goTo((*step).runningNamed, intoStop...),
 			Alarmed:       goTo((*step).runningAlarm, intoStop...),
 		},
 		service.Exited: {
@@ -162,6 +167,7 @@ func init() {
 			Emptied:       keep(ignore),
 			Notified:      keep((*step).note),
 			Probed:        keep(ignore),
+			BusNamed:      keep(ignore),
 			Alarmed:       keep(ignore),
 		},
 		service.Reload: {
@@ -179,6 +185,7 @@ func init() {
 			Emptied:       keep(ignore),
 			Notified:      goTo((*step).reloadNotified, intoRunning...),
 			Probed:        goTo((*step).probed, intoStop...),
+			BusNamed:      keep(ignore),
 			Alarmed:       goTo((*step).reloadAlarm, intoRunning...),
 		},
 		service.Stop: {
@@ -196,6 +203,7 @@ func init() {
 			Emptied:       keep(ignore),
 			Notified:      keep((*step).note),
 			Probed:        keep(ignore),
+			BusNamed:      keep(ignore),
 			Alarmed:       goTo((*step).stopLate, intoSignal...),
 		},
 		service.StopSigterm:  signalRow((*step).termLate),
@@ -217,6 +225,7 @@ func init() {
 			Emptied:       keep(ignore),
 			Notified:      keep((*step).note),
 			Probed:        keep(ignore),
+			BusNamed:      keep(ignore),
 			Alarmed:       goTo((*step).stopPostLate, intoFinal...),
 		},
 		service.AutoRestart: {
@@ -234,6 +243,7 @@ func init() {
 			Emptied:       keep(ignore),
 			Notified:      keep(ignore),
 			Probed:        keep(ignore),
+			BusNamed:      keep(ignore),
 			Alarmed:       goTo((*step).restartDue, intoStart...),
 		},
 		service.Failed: {
@@ -251,6 +261,7 @@ func init() {
 			Emptied:       keep((*step).cleanUp),
 			Notified:      keep(ignore),
 			Probed:        keep(ignore),
+			BusNamed:      keep(ignore),
 			Alarmed:       keep(ignore),
 		},
 	}
@@ -274,6 +285,7 @@ func signalRow(late func(*step)) *[kinds]cell {
 		Emptied:       goTo((*step).signalExited, intoPost...),
 		Notified:      keep((*step).note),
 		Probed:        keep(ignore),
+		BusNamed:      keep(ignore),
 		Alarmed:       goTo(late, intoSignal...),
 	}
 }

@@ -135,7 +135,9 @@ const (
 	Notify  Type = "notify"
 	// NotifyReload is notify, with reload by signal and RELOADING=1.
 	NotifyReload Type = "notify-reload"
-	Idle         Type = "idle"
+	// DBus is up once it owns BusName.
+	DBus Type = "dbus"
+	Idle Type = "idle"
 )
 
 // Service is one supervised process and its helper commands.
@@ -180,6 +182,9 @@ type Service struct {
 	Sockets []string `json:"sockets,omitempty"`
 	// NonBlocking sets O_NONBLOCK on the descriptors that are passed.
 	NonBlocking bool `json:"nonBlocking,omitempty"`
+
+	// BusName is what a Type=dbus service owns on the system bus.
+	BusName string `json:"busName,omitempty"`
 
 	PIDFile         string       `json:"pidFile,omitempty"`
 	GuessMainPID    bool         `json:"guessMainPID,omitempty"`

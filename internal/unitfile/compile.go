@@ -18,7 +18,6 @@ type compiler struct {
 	group    *service.Group
 	svc      service.Service
 
-	busName string
 	// readiness and liveness hold the times of the probes.
 	readiness, liveness service.Probe
 	abortSet            bool
@@ -185,6 +184,8 @@ func (c *compiler) finish() error {
 	c.finishProbes()
 	oneshot := s.Type == service.Oneshot
 	switch {
+	case s.Type == service.DBus && s.BusName == "":
+		return fmt.Errorf("Type=dbus needs BusName=")
 	case len(s.Start) == 0 && len(s.Stop) == 0:
 		return fmt.Errorf("neither ExecStart= nor ExecStop= is set: there is nothing to run")
 	case len(s.Start) == 0 && !oneshot:
@@ -236,18 +237,20 @@ func (c *compiler) finishType() {
 	s := &c.svc
 	switch {
 	case s.Type != "":
-	case c.busName != "":
-		s.Type = typeDBus
+	case s.BusName != "":
+		s.Type = service.DBus
 	case len(s.Start) == 0:
 		s.Type = service.Oneshot
 	default:
 		s.Type = service.Simple
 	}
-	if s.Type == typeDBus {
-		c.whole("Type=dbus is run as Type=simple: Legion does not wait for the bus name, so units ordered after it may start early")
-		s.Type = service.Simple
+	if s.Type == service.DBus {
+		c.group.Deps.Wants = append(c.group.Deps.Wants, busSocket)
+		c.group.Deps.After = append(c.group.Deps.After, busSocket)
 	}
 }
 
-// typeDBus is known to the compiler only.
-const typeDBus service.Type = "dbus"
+// busSocket is the unit whose socket is the system bus. systemd requires it of
+// every Type=dbus service; here a bus may also come from outside, in a
+// container.
+const busSocket = "dbus.socket"

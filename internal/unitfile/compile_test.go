@@ -165,8 +165,12 @@ func TestDefaultsByType(t *testing.T) {
 		t.Errorf("without ExecStart=: %+v, %v", oneshot, err)
 	}
 	bus, err := compile(t, "a.service", "[Service]\nExecStart=/bin/a\nBusName=org.example.A\n")
-	if err != nil || bus.Services[0].Type != service.Simple || len(bus.Warnings) != 1 {
+	if err != nil || bus.Services[0].Type != service.DBus || bus.Services[0].BusName != "org.example.A" ||
+		!slices.Contains(bus.Deps.Wants, "dbus.socket") || !slices.Contains(bus.Deps.After, "dbus.socket") || len(bus.Warnings) != 0 {
 		t.Errorf("with BusName=: %+v, %v", bus, err)
+	}
+	if _, err := compile(t, "a.service", "[Service]\nType=dbus\nExecStart=/bin/a\n"); err == nil || !strings.Contains(err.Error(), "BusName=") {
+		t.Errorf("Type=dbus without BusName=: %v", err)
 	}
 	target, err := compile(t, "a.target", "[Unit]\nWants=b.service\n")
 	if err != nil || len(target.Services) != 0 || target.Source.Kind != service.FromTarget {

@@ -11,7 +11,7 @@ import (
 var serviceRows = []row{
 	{names: "Type", set: oneOf(
 		svc(func(s *service.Service) *service.Type { return &s.Type }),
-		service.Simple, service.Exec, service.Forking, service.Oneshot, typeDBus, service.Notify, service.NotifyReload, service.Idle)},
+		service.Simple, service.Exec, service.Forking, service.Oneshot, service.DBus, service.Notify, service.NotifyReload, service.Idle)},
 	{names: "ExecStartPre", set: commands(func(s *service.Service) *[]service.Command { return &s.StartPre })},
 	{names: "ExecStart", set: commands(func(s *service.Service) *[]service.Command { return &s.Start })},
 	{names: "ExecStartPost", set: commands(func(s *service.Service) *[]service.Command { return &s.StartPost })},
@@ -41,8 +41,7 @@ var serviceRows = []row{
 		svc(func(s *service.Service) *service.NotifyAccess { return &s.NotifyAccess }),
 		service.NotifyNone, service.NotifyMain, service.NotifyExec, service.NotifyAll),
 		func(c *compiler) { c.notifySet = true })},
-	// The name counts only for Type=dbus, which has a warning of its own.
-	{names: "BusName", set: text(func(c *compiler) *string { return &c.busName })},
+	{names: "BusName", set: text(svc(func(s *service.Service) *string { return &s.BusName }))},
 	{names: "FileDescriptorStoreMax", set: fdStoreMax},
 	{names: "FileDescriptorStorePreserve", set: fdStorePreserve},
 	{names: "StartLimitInterval", set: interval},

@@ -21,6 +21,7 @@ import (
 	_ "time/tzdata" // containers often have no database of time zones
 
 	"legion.dev/legion/internal/app"
+	"legion.dev/legion/internal/bus"
 	"legion.dev/legion/internal/cgroup"
 	"legion.dev/legion/internal/clock"
 	"legion.dev/legion/internal/host"
@@ -186,9 +187,11 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		return err
 	}
 	defer paths.Close()
+	names := bus.New(bus.DefaultSocket)
+	defer names.Close()
 
 	h := host.New(host.Options{
-		Sockets: listening{sockets}, Paths: newPaths(paths), Clock: watched, Seed: seed(),
+		Sockets: listening{sockets}, Paths: newPaths(paths), Names: newNames(names), Clock: watched, Seed: seed(),
 		Processes: newProcesses(procs), Cgroups: tracker{tree}, Logs: logs, Notes: newMessages(notes),
 		Probes: prober{procs, logs, &sync.Map{}}, Units: units{o.Units, o.Boot, o.Initd, log, &sync.Map{}}, Store: st, Saved: saved, Events: events.add, Log: log,
 		Version: app.Version, BootID: bootID, StateDir: filepath.Join(o.Dir, "state"), BootAll: o.Boot == "all", Problems: problems,

@@ -414,6 +414,30 @@ func TestForking(t *testing.T) {
 	d.must("guess.service", "stop")
 }
 
+// TestForkingSuccessor: a daemon that puts another process in its place, and
+// writes that into its PID file before it ends, goes on running.
+func TestForkingSuccessor(t *testing.T) {
+	d := newDaemon(t, nil)
+	pidfile := filepath.Join(d.dir, "daemon.pid")
+	start := "/bin/sh -c 'sleep 1000 & echo $! >" + pidfile + "'"
+	d.write("f.service", "[Service]\nType=forking\nPIDFile="+pidfile+"\nExecStart="+start+"\nExecReload="+start+"\nExecReload=/bin/kill $MAINPID\n")
+	if _, err := d.client.Reload(d.ctx); err != nil {
+		t.Fatal(err)
+	}
+	d.must("f.service", "start")
+	first := d.running("f.service")
+	d.must("f.service", "reload")
+	d.until("f.service", func(s service.Status) bool {
+		return s.State == service.Running && s.Main != nil && s.Main.PID != first.Main.PID
+	})
+	second := d.running("f.service")
+	if second.Main.Exit != nil || second.Restarts != 0 {
+		t.Errorf("the successor is %+v", second)
+	}
+	kill(t, second.Main.PID)
+	d.until("f.service", func(s service.Status) bool { return s.State == service.Failed })
+}
+
 func TestNotify(t *testing.T) {
 	exe, err := os.Executable()
 	if err != nil {

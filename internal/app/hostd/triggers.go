@@ -3,6 +3,7 @@ package hostd
 import (
 	"errors"
 
+	"legion.dev/legion/internal/bus"
 	"legion.dev/legion/internal/host"
 	"legion.dev/legion/internal/listen"
 	"legion.dev/legion/internal/pathwatch"
@@ -43,3 +44,21 @@ func (p paths) Watch(name string, spec *service.Path) error { return p.w.Watch(n
 func (p paths) Forget(name string)                          { p.w.Forget(name) }
 
 func (p paths) Changes() <-chan host.PathChange { return p.changes }
+
+// names is package bus as the loop wants it.
+type names struct {
+	*bus.Bus
+	changes chan host.NameChange
+}
+
+func newNames(b *bus.Bus) names {
+	n := names{b, make(chan host.NameChange)}
+	go func() {
+		for c := range b.Changes() {
+			n.changes <- host.NameChange(c)
+		}
+	}()
+	return n
+}
+
+func (n names) Changes() <-chan host.NameChange { return n.changes }
