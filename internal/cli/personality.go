@@ -35,11 +35,27 @@ func personalities() []personality {
 		{"poweroff", "systemctl poweroff", powerVerb("poweroff")},
 		{"reboot", "systemctl reboot", powerVerb("reboot")},
 		{"halt", "systemctl halt", powerVerb("halt")},
+		{"runlevel", "runlevel(8)", runRunlevel},
 	}
 }
 
 func powerVerb(verb string) func(*session, context.Context, []string) error {
 	return func(s *session, ctx context.Context, _ []string) error { return runSystemctl(s, ctx, []string{verb}) }
+}
+
+// runRunlevel prints the run level that the active targets stand for, without
+// the one before, which nobody keeps; invoke-rc.d(8) asks for it.
+func runRunlevel(s *session, ctx context.Context, _ []string) error {
+	c := s.client()
+	defer c.Close()
+	for _, l := range []struct{ target, level string }{{"graphical.target", "5"}, {"multi-user.target", "3"}, {"rescue.target", "1"}} {
+		if g, err := c.Group(ctx, l.target); err == nil && g.ActiveState == "active" {
+			_, err = fmt.Fprintln(s.Out, "N", l.level)
+			return err
+		}
+	}
+	fmt.Fprintln(s.Out, "unknown")
+	return &Exit{Status: exitFailure}
 }
 
 // personalityOf finds the program that legion was called as.
@@ -63,7 +79,7 @@ func (p *personality) main(args []string, env Env) int {
 func personalityCommands() []func(*session) *cobra.Command {
 	var out []func(*session) *cobra.Command
 	for _, p := range personalities() {
-		if p.name == "poweroff" || p.name == "reboot" || p.name == "halt" {
+		if p.name == "poweroff" || p.name == "reboot" || p.name == "halt" || p.name == "runlevel" {
 			continue
 		}
 		out = append(out, func(s *session) *cobra.Command {
