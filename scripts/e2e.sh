@@ -36,4 +36,8 @@ if [ ${#missing[@]} -gt 0 ]; then
 		rm -f "$log"
 	fi
 fi
+# The other packages are downloaded by the tests that install or read them.
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -z "$(find /var/lib/apt/lists -name '*Packages*' -print -quit)" ]; then
+	apt-get -q update
+fi
 LEGION_E2E=1 LEGION_BIN="$PWD/bin" go test -count=1 -timeout 30m -v ./test/... 2>&1 | grep -vE '^(=== (RUN|PAUSE|CONT|NAME))'

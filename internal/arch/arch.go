@@ -44,6 +44,7 @@ var Rings = map[string]int{
 	"internal/pathwatch":  2,
 	"internal/clock":      2,
 	"internal/bus":        2,
+	"internal/syslog":     2,
 
 	"internal/host":       3,
 	"internal/agent":      3,
@@ -65,6 +66,7 @@ var Within = map[[2]string]string{
 	{"internal/runner", "internal/mounts"}:     "what a process mounts is made ready before it starts",
 	{"internal/runner", "internal/cgroup"}:     "a process is born into its cgroup",
 	{"internal/unitlink", "internal/unitdir"}:  "which drop-ins a unit has is known in one place",
+	{"internal/syslog", "internal/notify"}:     "both receive datagrams with their senders' credentials",
 	{"internal/cli", "internal/fleet"}:         "the verbs up, down and nodes carry out what fleet does",
 }
 

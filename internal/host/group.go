@@ -68,7 +68,7 @@ type unit struct {
 	unbounded []string
 	// busless: it is of Type=dbus, and there is no system bus.
 	busless bool
-	ooms      int
+	ooms    int
 	// held is a start, stop a stop, that waits for other stages of the group.
 	held *held
 	stop *machine.Event

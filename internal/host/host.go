@@ -31,6 +31,8 @@ type Options struct {
 	Paths   Paths
 	// Names may be nil: then there is no system bus.
 	Names Names
+	// Syslog may be nil: then somebody else takes what comes on /dev/log.
+	Syslog Syslog
 	// Saved is what the store held when it was opened.
 	Saved Saved
 	// Events, where not nil, is given each transition to keep.
@@ -131,6 +133,9 @@ func New(o Options) *Host {
 	if o.Paths == nil {
 		o.Paths = noPaths{}
 	}
+	if o.Syslog == nil {
+		o.Syslog = noSyslog{}
+	}
 	if o.Names == nil {
 		o.Names = noNames{}
 	}
@@ -188,6 +193,8 @@ func (h *Host) Run(ctx context.Context) error {
 			h.pathChanged(c)
 		case c := <-h.o.Names.Changes():
 			h.named(c)
+		case l := <-h.o.Syslog.Lines():
+			h.said(l)
 		case <-lazy.C:
 			syncing = false
 			go h.sync()

@@ -203,6 +203,7 @@ func (logsFake) Attach(string, string, uint64) (string, string, error) { return 
 func (logsFake) Ended(string, string)                                  {}
 func (logsFake) Detach(string, string)                                 {}
 func (logsFake) Remove(string) error                                   { return nil }
+func (logsFake) Write(string, string, string) error                    { return nil }
 func (logsFake) Dir(string, string) string                             { return "" }
 func (logsFake) Problems() []service.Warning                           { return nil }
 func (logsFake) Read(context.Context, string, string, hostapi.LogQuery, io.Writer) error {

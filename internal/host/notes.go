@@ -39,6 +39,16 @@ func (h *Host) sender(m Message) *unit {
 	if o, ok := h.owners[m.PID]; ok {
 		return o.u
 	}
+	if path, ok := h.o.Cgroups.ByID(m.CgroupID); ok && m.CgroupID != 0 {
+		name, _, _ := strings.Cut(path, "/")
+		if g := h.groups[name]; g != nil {
+			for _, u := range g.services {
+				if u.cgroup == path {
+					return u
+				}
+			}
+		}
+	}
 	units, paths := map[string]*unit{}, []string{}
 	for _, g := range h.groups {
 		for _, u := range g.services {
@@ -46,11 +56,21 @@ func (h *Host) sender(m Message) *unit {
 			paths = append(paths, u.cgroup)
 		}
 	}
-	path, ok := h.o.Cgroups.Of(m.PID, paths)
-	if !ok && m.CgroupID != 0 {
-		path, _ = h.o.Cgroups.ByID(m.CgroupID)
-	}
+	path, _ := h.o.Cgroups.Of(m.PID, paths)
 	return units[path]
+}
+
+// said puts a line from /dev/log to the others of the service whose process has
+// sent it, or into legiond's own log.
+func (h *Host) said(l SyslogLine) {
+	u := h.sender(Message{PID: l.PID, CgroupID: l.CgroupID})
+	if u == nil {
+		h.o.Log.Info(l.Text, "pid", l.PID, "by", "syslog")
+		return
+	}
+	if err := h.o.Logs.Write(u.g.spec.Name, u.spec.Name, l.Text); err != nil {
+		h.note(u.g, "cannot keep what it says on /dev/log", err)
+	}
 }
 
 // keep stores descriptors as far as there is room, and returns the others.

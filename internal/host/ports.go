@@ -155,9 +155,33 @@ type Logs interface {
 	Ended(group, service string)
 	Detach(group, service string)
 	Remove(group string) error
+	// Write adds lines that did not come by the FIFOs.
+	Write(group, service, text string) error
 	Dir(group, service string) string
 	Read(ctx context.Context, group, service string, q hostapi.LogQuery, w io.Writer) error
 	Problems() []service.Warning
+}
+
+// Syslog receives what programs say on /dev/log.
+type Syslog interface {
+	Lines() <-chan SyslogLine
+	// Suspend receives no more and closes Lines; the socket stays.
+	Suspend()
+}
+
+// noSyslog is for a host where somebody else does so.
+type noSyslog struct{}
+
+func (noSyslog) Lines() <-chan SyslogLine { return nil }
+func (noSyslog) Suspend()                 {}
+
+// SyslogLine is what a process says by syslog(3); Text begins with its priority
+// as sd-daemon(3) has it.
+type SyslogLine struct {
+	PID  int
+	Text string
+	// CgroupID is the inode of the sender's cgroup; 0 where it is not known.
+	CgroupID uint64
 }
 
 // Message is one of sd_notify(3).

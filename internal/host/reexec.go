@@ -82,6 +82,12 @@ func (h *Host) leave() {
 	for m := range h.o.Notes.Messages() {
 		v.Notes = append(v.Notes, m)
 	}
+	if lines := h.o.Syslog.Lines(); lines != nil {
+		h.o.Syslog.Suspend()
+		for l := range lines {
+			h.said(l)
+		}
+	}
 	h.sync()
 	h.handover = v
 }

@@ -3,6 +3,7 @@
 package notify
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -19,11 +20,13 @@ import (
 
 // Message is one datagram.
 type Message struct {
-	// PID and UID are the sender's, as the kernel vouches for them.
-	PID int
-	UID uint32
+	// PID, UID and GID are the sender's, as the kernel vouches for them.
+	PID      int
+	UID, GID uint32
 	// Vars are its assignments: READY, STATUS, MAINPID, WATCHDOG …
 	Vars map[string]string
+	// Data is the whole of it, on a socket of ListenRaw; Vars is then nil.
+	Data []byte
 	// CgroupID is the inode of the sender's cgroup, where the kernel tells it:
 	// also of a process that has ended meanwhile (Linux 6.16).
 	CgroupID uint64
@@ -46,13 +49,24 @@ type Socket struct {
 	path     string // as it was asked for
 	address  string // what fits into an address
 	conn     *net.UnixConn
+	max      int  // what is longer is ignored
+	raw      bool // of ListenRaw
 	messages chan Message
 	closing  chan struct{}
 }
 
 // Listen binds the socket at path, in the place of one that an earlier legiond
 // has left there. Every user may send to it.
-func Listen(path string) (*Socket, error) {
+func Listen(path string) (*Socket, error) { return listen(path, page, false) }
+
+// page is what a message of sd_notify(3) may be long, as systemd has it.
+const page = 4096
+
+// ListenRaw binds a socket whose datagrams, up to max bytes long, are not
+// assignments; they are in Data.
+func ListenRaw(path string, max int) (*Socket, error) { return listen(path, max, true) }
+
+func listen(path string, max int, raw bool) (*Socket, error) {
 	address, err := Short(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen for notifications on %s: %w", path, err)
@@ -64,7 +78,7 @@ func Listen(path string) (*Socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen for notifications on %s: %w", path, err)
 	}
-	s := &Socket{path: path, address: address, conn: conn, messages: make(chan Message, 64), closing: make(chan struct{})}
+	s := &Socket{path: path, address: address, conn: conn, max: max, raw: raw, messages: make(chan Message, 64), closing: make(chan struct{})}
 	if err := s.setUp(); err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("cannot listen for notifications on %s: %w", path, err)
@@ -98,7 +112,14 @@ func (s *Socket) Suspend() { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) }
 func (s *Socket) File() (*os.File, error) { return s.conn.File() }
 
 // Resume goes on with a socket that was bound at path before; it takes file.
-func Resume(path string, file *os.File) (*Socket, error) {
+func Resume(path string, file *os.File) (*Socket, error) { return resume(path, file, page, false) }
+
+// ResumeRaw is Resume for a socket of ListenRaw.
+func ResumeRaw(path string, file *os.File, max int) (*Socket, error) {
+	return resume(path, file, max, true)
+}
+
+func resume(path string, file *os.File, max int, raw bool) (*Socket, error) {
 	address, err := Short(path)
 	if err != nil {
 		return nil, err
@@ -112,7 +133,7 @@ func Resume(path string, file *os.File) (*Socket, error) {
 	if !ok {
 		return nil, errors.New("cannot go on with the notification socket: it is no unix socket")
 	}
-	s := &Socket{path: path, address: address, conn: conn, messages: make(chan Message, 64), closing: make(chan struct{})}
+	s := &Socket{path: path, address: address, conn: conn, max: max, raw: raw, messages: make(chan Message, 64), closing: make(chan struct{})}
 	go s.receive()
 	return s, nil
 }
@@ -138,7 +159,7 @@ func (s *Socket) Close() error {
 
 func (s *Socket) receive() {
 	defer close(s.messages)
-	buf, oob := make([]byte, 4096), make([]byte, 1024)
+	buf, oob := make([]byte, s.max), make([]byte, 1024)
 	for {
 		n, oobn, flags, _, err := s.conn.ReadMsgUnix(buf, oob)
 		if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -147,10 +168,15 @@ func (s *Socket) receive() {
 		if err != nil {
 			continue
 		}
-		m, ok := parse(buf[:n], oob[:oobn])
+		m, ok := parse(oob[:oobn])
+		if s.raw {
+			m.Data = bytes.Clone(buf[:n])
+		} else {
+			m.Vars = assignments(buf[:n])
+		}
 		if !ok || flags&unix.MSG_TRUNC != 0 {
 			m.Close()
-			continue // systemd ignores what is longer than a page, too
+			continue // systemd ignores what is longer, too
 		}
 		select {
 		case s.messages <- m:
@@ -161,9 +187,9 @@ func (s *Socket) receive() {
 	}
 }
 
-// parse reads a datagram and its control messages.
-func parse(data, oob []byte) (Message, bool) {
-	m := Message{Vars: make(map[string]string)}
+// parse reads a datagram's control messages.
+func parse(oob []byte) (Message, bool) {
+	var m Message
 	controls, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return m, false
@@ -188,16 +214,21 @@ func parse(data, oob []byte) (Message, bool) {
 			}
 		case unix.SCM_CREDENTIALS:
 			if cred, err := unix.ParseUnixCredentials(&c); err == nil && cred.Pid > 0 {
-				m.PID, m.UID, known = int(cred.Pid), cred.Uid, true
+				m.PID, m.UID, m.GID, known = int(cred.Pid), cred.Uid, cred.Gid, true
 			}
 		}
 	}
+	return m, known
+}
+
+func assignments(data []byte) map[string]string {
+	vars := make(map[string]string)
 	for line := range strings.SplitSeq(string(data), "\n") {
 		if name, value, ok := strings.Cut(line, "="); ok {
-			m.Vars[name] = value
+			vars[name] = value
 		}
 	}
-	return m, known
+	return vars
 }
 
 // scmPidFD is SCM_PIDFD of <linux/socket.h>.

@@ -100,6 +100,7 @@ func FuzzParse(f *testing.F) {
 		if len(oob) >= unix.CmsgLen(0) {
 			oob = oob[:0] // control messages come from the kernel
 		}
-		parse(data, oob)
+		parse(oob)
+		assignments(data)
 	})
 }

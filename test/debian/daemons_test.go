@@ -25,8 +25,8 @@ var daemons = []daemon{
 	{unit: "haproxy.service", packages: []string{"haproxy"}, ask: lineTalk("unix", "/run/haproxy/admin.sock", turn{"show info\n", "Name: HAProxy"})},
 	{unit: "dnsmasq.service", packages: []string{"dnsmasq"}, ask: resolve("127.0.0.1:53", "legion-e2e.", [4]byte{127, 0, 0, 1})},
 	{unit: "avahi-daemon.service", packages: []string{"avahi-daemon"}, ask: busCall("org.freedesktop.Avahi", "/", "org.freedesktop.Avahi.Server.GetHostName", "legion-e2e")},
-	{unit: "lighttpd.service", packages: []string{"lighttpd"}, set: 1, ask: page("http://127.0.0.1/", http.StatusOK, "lighttpd")},
-	{unit: "unbound.service", packages: []string{"unbound"}, set: 1, ask: resolve("127.0.0.1:53", "localhost.", [4]byte{127, 0, 0, 1})},
+	{unit: "lighttpd.service", packages: []string{"lighttpd"}, set: 1, prepare: lighttpdPage, ask: page("http://127.0.0.1/legion.txt", http.StatusOK, "served by lighttpd")},
+	{unit: "unbound.service", packages: []string{"unbound", "dns-root-data"}, set: 1, ask: resolve("127.0.0.1:53", "localhost.", [4]byte{127, 0, 0, 1})},
 	{unit: "apache2.service", packages: []string{"apache2"}, set: 2, ask: page("http://127.0.0.1/", http.StatusOK, "<html")},
 }
 
@@ -49,4 +49,9 @@ func cronAgain(t *testing.T, m *machine) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// lighttpdPage: the directory that nginx has left has no index for lighttpd.
+func lighttpdPage(t *testing.T, m *machine) {
+	m.write(t, "/var/www/html/legion.txt", "served by lighttpd\n")
 }

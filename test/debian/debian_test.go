@@ -52,6 +52,7 @@ func TestDebian(t *testing.T) {
 	debs := download(t)
 	m := newMachine(t, debs)
 	m.run(t, "legion", "install-as-systemd", "--force")
+	t.Run("maintainer scripts", m.maintain)
 	only := os.Getenv("LEGION_DEBIAN") // a unit to look into, alone
 	for set := range 1 + slices.MaxFunc(daemons, func(a, b daemon) int { return a.set - b.set }).set {
 		var members []daemon

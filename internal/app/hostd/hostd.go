@@ -161,6 +161,8 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 			log.Warn("programs will not see that legiond is in systemd's place", "error", err)
 		}
 	}
+	sayings := before.syslog(o, log)
+	defer sayings.close()
 	logs, err := journal.Open(filepath.Join(o.Dir, "log"), journal.Options{RunDir: filepath.Join(o.Dir, "run")})
 	if err != nil {
 		return err
@@ -191,7 +193,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	defer names.Close()
 
 	h := host.New(host.Options{
-		Sockets: listening{sockets}, Paths: newPaths(paths), Names: newNames(names), Clock: watched, Seed: seed(),
+		Sockets: listening{sockets}, Paths: newPaths(paths), Names: newNames(names), Syslog: sayings.port(), Clock: watched, Seed: seed(),
 		Processes: newProcesses(procs), Cgroups: tracker{tree}, Logs: logs, Notes: newMessages(notes),
 		Probes: prober{procs, logs, &sync.Map{}}, Units: units{o.Units, o.Boot, o.Initd, log, &sync.Map{}}, Store: st, Saved: saved, Events: events.add, Log: log,
 		Version: app.Version, BootID: bootID, StateDir: filepath.Join(o.Dir, "state"), BootAll: o.Boot == "all", Problems: problems,
@@ -204,7 +206,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	err = serve(ctx, o, h, listener, log)
 	if errors.Is(err, host.ErrReexec) {
 		logs.Close()
-		return succeed(program, h.Handover(), notes, listener)
+		return succeed(program, h.Handover(), notes, listener, sayings.s)
 	}
 	if err != nil {
 		return err

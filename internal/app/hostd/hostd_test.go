@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -57,6 +58,16 @@ func TestMain(m *testing.M) {
 	case "cat":
 		_, _ = io.Copy(os.Stdout, os.Stdin)
 		os.Exit(0)
+	case "syslog":
+		c, err := net.Dial("unixgram", "/dev/log")
+		if err == nil {
+			_, err = c.Write([]byte("<28>Nov  6 02:30:00 say: hello"))
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(3)
+		}
+		time.Sleep(time.Hour)
 	case "socket":
 		socketDaemon()
 	case "store":

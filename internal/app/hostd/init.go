@@ -48,6 +48,10 @@ func mountMissing(log *slog.Logger) {
 			log.Warn("cannot mount a file system that programs count on", "path", m.path, "type", m.kind, "error", err)
 		}
 	}
+	// Debian's /var/lock; hier(7).
+	if os.Mkdir("/run/lock", 0o755) == nil {
+		_ = os.Chmod("/run/lock", 0o777|os.ModeSticky)
+	}
 }
 
 // there says whether the file system, or one that does its work, is mounted.

@@ -12,6 +12,9 @@ import (
 	"time"
 )
 
+// ownPlaces gives PID 1 a /run and a /dev of its own: it puts links there.
+const ownPlaces = "mount -t tmpfs none /run && mkdir /run/dev && for n in null zero full random urandom tty; do touch /run/dev/$n; mount --bind /dev/$n /run/dev/$n; done && mount --rbind /run/dev /dev; "
+
 // asInit runs legiond as PID 1 of namespaces that an ordinary user may make,
 // with nothing prepared but what the script does, and returns how it ended.
 func asInit(t *testing.T, dir, script string, units map[string]string, env ...string) (*exec.Cmd, *bytes.Buffer) {
@@ -32,7 +35,7 @@ func asInit(t *testing.T, dir, script string, units map[string]string, env ...st
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	cmd := exec.Command("unshare", "-Urpfm", "--kill-child", "sh", "-c", script+"; exec "+exe)
+	cmd := exec.Command("unshare", "-Urpfm", "--kill-child", "sh", "-c", ownPlaces+script+"; exec "+exe)
 	cmd.Env = append(os.Environ(), append([]string{"LEGION_TEST_DIR=" + dir}, env...)...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.WaitDelay = 5 * time.Second
@@ -67,6 +70,26 @@ func TestInitEssential(t *testing.T) {
 	}
 	if strings.Contains(out.String(), "no essential unit") {
 		t.Error(out)
+	}
+}
+
+// TestInitSyslog: what a service says on /dev/log is with what it writes.
+func TestInitSyslog(t *testing.T) {
+	dir := t.TempDir()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "log", "say.service", "say.service", "*.log")
+	cmd, out := asInit(t, dir, "true", map[string]string{
+		"main.service": "[Unit]\nWants=say.service\n[Service]\nExecStart=/bin/sh -c 'until cat " + file + " 2>/dev/null | grep \"stderr F <4>say: hello$$\"; do sleep 0.02; done; readlink /dev/log >" + dir + "/link'\n",
+		"say.service":  "[Service]\nEnvironment=LEGION_TEST_DAEMON=syslog\nExecStart=" + exe + "\n",
+	}, "LEGION_TEST_ESSENTIAL=main.service")
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended with %v: %s", err, out)
+	}
+	if said, _ := os.ReadFile(filepath.Join(dir, "link")); string(said) != "/run/systemd/journal/dev-log\n" {
+		t.Errorf("/dev/log is %q: %s", said, out)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"legion.dev/legion/internal/notify"
 	"legion.dev/legion/internal/runner"
 	"legion.dev/legion/internal/service"
+	"legion.dev/legion/internal/syslog"
 )
 
 // legacy is what one legiond leaves to the next in the same process, in a
@@ -28,6 +29,7 @@ import (
 type legacy struct {
 	Notify   int           `json:"notify"`
 	Listener int           `json:"listener"`
+	Syslog   int           `json:"syslog,omitempty"`
 	Host     host.Handover `json:"host"`
 }
 
@@ -97,7 +99,7 @@ func (u *untilStopped) Close() error {
 }
 
 // succeed executes the program in this process; it returns only if that fails.
-func succeed(program string, v host.Handover, notes *notify.Socket, listener *net.UnixListener) error {
+func succeed(program string, v host.Handover, notes *notify.Socket, listener *net.UnixListener, sayings *syslog.Socket) error {
 	fail := func(err error) error {
 		return fmt.Errorf("cannot execute %s anew: %w; start legiond again: what it runs goes on and is adopted", program, err)
 	}
@@ -113,7 +115,18 @@ func succeed(program string, v host.Handover, notes *notify.Socket, listener *ne
 	if err != nil {
 		return fail(err)
 	}
-	data, err := json.Marshal(legacy{Notify: int(n.Fd()), Listener: int(l.Fd()), Host: v})
+	left := legacy{Notify: int(n.Fd()), Listener: int(l.Fd()), Host: v}
+	keep := append(v.FDs(), fd, left.Notify, left.Listener)
+	if sayings != nil {
+		f, err := sayings.File()
+		if err != nil {
+			return fail(err)
+		}
+		defer f.Close()
+		left.Syslog = int(f.Fd())
+		keep = append(keep, left.Syslog)
+	}
+	data, err := json.Marshal(left)
 	if err != nil {
 		return fail(err)
 	}
@@ -124,8 +137,8 @@ func succeed(program string, v host.Handover, notes *notify.Socket, listener *ne
 		}
 		data = data[n:]
 	}
-	for _, keep := range append(v.FDs(), fd, int(n.Fd()), int(l.Fd())) {
-		if _, err := unix.FcntlInt(uintptr(keep), unix.F_SETFD, 0); err != nil {
+	for _, fd := range keep {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 			return fail(err)
 		}
 	}
