@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/pki"
 	"legion.dev/legion/internal/podspec"
 	"legion.dev/legion/internal/service"
 	"legion.dev/legion/internal/tunnel"
@@ -92,6 +94,15 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 		}
 		return err
 	}
+	given, err := pki.StoredLabels(o.Dir)
+	if err != nil {
+		return err
+	}
+	labels := maps.Clone(given)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, o.Labels)
 	config.UserAgent = component + "/" + o.Version
 	api, err := newClient(config)
 	if err != nil {
@@ -111,7 +122,7 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 	}
 	p := newPods(node, host, api, api, disk{node.PodDir, api}, log)
 	h := &heartbeat{
-		node: nodeInput{Name: o.Node, IP: o.NodeIP, Version: o.Version, Labels: o.Labels},
+		node: nodeInput{Name: o.Node, IP: o.NodeIP, Version: o.Version, Labels: labels},
 		api:  api, log: log, read: read,
 		hostState: make(chan error), registered: make(chan struct{}),
 	}

@@ -15,18 +15,9 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"legion.dev/legion/internal/pki"
 	"legion.dev/legion/internal/token"
-)
-
-// The files that joining leaves in the agent's directory.
-const (
-	certFile   = "client.crt"
-	keyFile    = "client.key"
-	caFile     = "ca.crt"
-	configFile = "kubeconfig"
 )
 
 // credentials gives the configuration to reach the server with: of a kubeconfig
@@ -46,7 +37,7 @@ func credentials(ctx context.Context, o Options, log *slog.Logger) (*rest.Config
 	}
 	if why != "" {
 		if o.Token == "" {
-			return nil, fmt.Errorf("node %q has no credentials (%s): start legion-agent once with --server and --token; 'legion-server token create' makes one", o.Node, why)
+			return nil, fmt.Errorf("node %q has no credentials (%s): start legion-agent once with --server and --token; 'legion token create' makes one", o.Node, why)
 		}
 		if err := join(ctx, o, log); err != nil {
 			return nil, err
@@ -57,7 +48,7 @@ func credentials(ctx context.Context, o Options, log *slog.Logger) (*rest.Config
 
 // stored says why the stored credentials cannot be used, empty if they can.
 func stored(o Options) (string, error) {
-	certPath := filepath.Join(o.Dir, certFile)
+	certPath := filepath.Join(o.Dir, pki.CertFile)
 	certPEM, err := os.ReadFile(certPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "nothing is stored in " + o.Dir, nil
@@ -75,10 +66,10 @@ func stored(o Options) (string, error) {
 	if time.Now().After(cert.NotAfter) {
 		return fmt.Sprintf("%s expired on %s", certPath, cert.NotAfter.Format(time.DateOnly)), nil
 	}
-	if _, err := tls.LoadX509KeyPair(certPath, filepath.Join(o.Dir, keyFile)); err != nil {
+	if _, err := tls.LoadX509KeyPair(certPath, filepath.Join(o.Dir, pki.KeyFile)); err != nil {
 		return "the stored key does not fit: " + err.Error(), nil
 	}
-	caPEM, err := os.ReadFile(filepath.Join(o.Dir, caFile))
+	caPEM, err := os.ReadFile(filepath.Join(o.Dir, pki.CAFile))
 	if err != nil {
 		return "the fleet's CA is not stored: " + err.Error(), nil
 	}
@@ -101,14 +92,15 @@ func join(ctx context.Context, o Options, log *slog.Logger) error {
 	if o.Server == "" {
 		return errors.New("a token needs the server's address too: --server https://HOST:PORT")
 	}
-	if _, err := token.Parse(o.Token); err != nil {
+	request, err := pki.NewJoin(o.Token, o.Node)
+	if err != nil {
 		return err
 	}
 	tell := teller(log, "the server")
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		got, err := pki.Join(ctx, o.Server, o.Token, o.Node)
+		got, err := request.Send(ctx, o.Server)
 		if err == nil {
-			return store(o, got)
+			return got.Store(o.Dir, o.Server, o.Node)
 		}
 		var refused *pki.RefusedError
 		if errors.As(err, &refused) || ctx.Err() != nil {
@@ -123,33 +115,9 @@ func join(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 }
 
-// store keeps credentials; the certificate last, so that half of them never
-// look whole.
-func store(o Options, c pki.Credentials) error {
-	path := func(name string) string { return filepath.Join(o.Dir, name) }
-	config, err := clientcmd.Write(clientcmdapi.Config{
-		Clusters:       map[string]*clientcmdapi.Cluster{"fleet": {Server: o.Server, CertificateAuthority: caFile}},
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{o.Node: {ClientCertificate: certFile, ClientKey: keyFile}},
-		Contexts:       map[string]*clientcmdapi.Context{"fleet": {Cluster: "fleet", AuthInfo: o.Node}},
-		CurrentContext: "fleet",
-	})
-	if err == nil {
-		err = errors.Join(
-			pki.WriteFile(path(caFile), c.CA, 0o600),
-			pki.WriteFile(path(keyFile), c.Key, 0o600),
-			pki.WriteFile(path(configFile), config, 0o600),
-			pki.WriteFile(path(certFile), c.Certificate, 0o600),
-		)
-	}
-	if err != nil {
-		return fmt.Errorf("cannot store the node's credentials in %s: %w", o.Dir, err)
-	}
-	return nil
-}
-
 // storedConfig reads what store kept; --server moves the address.
 func storedConfig(o Options) (*rest.Config, error) {
-	config, err := clientcmd.BuildConfigFromFlags(o.Server, filepath.Join(o.Dir, configFile))
+	config, err := clientcmd.BuildConfigFromFlags(o.Server, filepath.Join(o.Dir, pki.ConfigFile))
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the stored kubeconfig: %w", err)
 	}

@@ -1,8 +1,10 @@
 package apiserver
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -21,8 +23,8 @@ import (
 )
 
 func testJoinRefusals(t *testing.T, f *fleet) {
-	good := must[token.Token](t)(CreateToken(t.Context(), f.admin, f.config.CAData, time.Hour, ""))
-	ended := must[token.Token](t)(CreateToken(t.Context(), f.admin, f.config.CAData, time.Nanosecond, ""))
+	good := must[token.Token](t)(CreateToken(t.Context(), f.admin, f.config.CAData, NewToken{Life: time.Hour}))
+	ended := must[token.Token](t)(CreateToken(t.Context(), f.admin, f.config.CAData, NewToken{Life: time.Nanosecond}))
 	unknown, wrong, other := good, good, good
 	unknown.ID = "zzzzzz"
 	wrong.Secret = strings.Repeat("z", 16)
@@ -45,6 +47,58 @@ func testJoinRefusals(t *testing.T, f *fleet) {
 		if _, err := pki.Join(t.Context(), f.url, test.token, test.node); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("joining as %q with %.20s…: %v, want %q", test.node, test.token, err, test.want)
 		}
+	}
+}
+
+// testJoinOnce: a token that is good for one node is good for no second one, and
+// gives its labels; the same request may be sent again.
+func testJoinOnce(t *testing.T, f *fleet) {
+	once := must[token.Token](t)(CreateToken(t.Context(), f.admin, f.config.CAData, NewToken{Life: time.Hour, Uses: 1, Labels: map[string]string{"zone": "a", "tier": "edge"}}))
+	request := must[*pki.Joining](t)(pki.NewJoin(once.String(), "n8"))
+	for range 2 {
+		got, err := request.Send(t.Context(), f.url)
+		if err != nil || !maps.Equal(got.Labels, map[string]string{"zone": "a", "tier": "edge"}) {
+			t.Errorf("labels %v, %v", got.Labels, err)
+		}
+	}
+	for _, node := range []string{"n8", "n9"} {
+		_, err := pki.Join(t.Context(), f.url, once.String(), node)
+		var refused *pki.RefusedError
+		if !errors.As(err, &refused) || !strings.Contains(err.Error(), `was used already (by node "n8" at `) {
+			t.Errorf("the second use, by %s: %v", node, err)
+		}
+	}
+	for _, test := range []struct {
+		wanted NewToken
+		want   string
+	}{
+		{NewToken{Life: -1}, "cannot end before it begins"},
+		{NewToken{Uses: -1}, "cannot be good for -1 nodes"},
+		{NewToken{Labels: map[string]string{"a b": "c"}}, "cannot have these labels"},
+		{NewToken{Labels: map[string]string{"node-restriction.kubernetes.io/a": "b"}}, "may not give itself the label"},
+	} {
+		if _, err := CreateToken(t.Context(), f.admin, f.config.CAData, test.wanted); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%+v: %v, want %q", test.wanted, err, test.want)
+		}
+	}
+}
+
+func TestCheckClock(t *testing.T) {
+	ours := time.Date(2030, 1, 2, 12, 0, 0, 0, time.UTC)
+	for off, want := range map[time.Duration]string{
+		-time.Minute:         "",
+		pki.ClockTolerance:   "",
+		-2 * time.Hour:       "it says 2030-01-02T10:00:00Z and is 2h0m0s behind the server's",
+		26 * time.Hour:       "it says 2030-01-03T14:00:00Z and is 26h0m0s ahead of the server's",
+		-30 * 24 * time.Hour: "is 720h0m0s behind",
+	} {
+		err := checkClock(ours.Add(off), ours)
+		if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", off, err, want)
+		}
+	}
+	if err := checkClock(time.Time{}, ours); err != nil {
+		t.Errorf("a node that does not tell: %v", err)
 	}
 }
 
@@ -79,7 +133,7 @@ func testLogs(t *testing.T, f *fleet) {
 	if path := <-asked; !strings.HasPrefix(path, "/containerLogs/default/talker/main?") || !strings.Contains(path, "tailLines=0") {
 		t.Errorf("the agent was asked for %s", path)
 	}
-	made := must[token.Token](t)(CreateToken(t.Context(), f.admin, f.config.CAData, time.Hour, ""))
+	made := must[token.Token](t)(CreateToken(t.Context(), f.admin, f.config.CAData, NewToken{Life: time.Hour}))
 	if _, err := pki.Join(t.Context(), f.url, made.String(), "n3"); err == nil || !strings.Contains(err.Error(), "is connected at this moment") {
 		t.Errorf("taking the name of a connected node: %v", err)
 	}

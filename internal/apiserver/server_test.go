@@ -147,7 +147,7 @@ func await(t *testing.T, watcher watch.Interface, err error, what string, wanted
 // join gets a node's client through a fresh token.
 func (f *fleet) join(t *testing.T, node string) (*kubernetes.Clientset, *rest.Config) {
 	t.Helper()
-	made, err := CreateToken(t.Context(), f.admin, f.config.CAData, time.Hour, "test")
+	made, err := CreateToken(t.Context(), f.admin, f.config.CAData, NewToken{Life: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,6 +201,7 @@ func TestServer(t *testing.T) {
 		{"OwnersAreFollowed", testOwnersAreFollowed},
 		{"ServicesWarn", testServicesWarn},
 		{"JoinRefusals", testJoinRefusals},
+		{"JoinOnce", testJoinOnce},
 		{"LogsThroughTheTunnel", testLogs},
 		{"Anonymous", testAnonymous},
 		{"SecondServer", testSecondServer},

@@ -138,17 +138,26 @@ func openAPI(kubeconfig string) (*api, error) {
 			return nil, fmt.Errorf("cannot read the kubeconfig %s: %w", kubeconfig, err)
 		}
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pems[0]) {
-		return nil, fmt.Errorf("cannot read the kubeconfig %s: no certificate authority in it", kubeconfig)
-	}
-	cert, err := tls.X509KeyPair(pems[1], pems[2])
+	client, err := newAPI(cluster.Server, pems[0], pems[1], pems[2])
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the kubeconfig %s: client certificate: %w", kubeconfig, err)
+		return nil, fmt.Errorf("cannot read the kubeconfig %s: %w", kubeconfig, err)
+	}
+	return client, nil
+}
+
+// newAPI is a client with a certificate; all PEM.
+func newAPI(server string, ca, certPEM, keyPEM []byte) (*api, error) {
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) {
+		return nil, errors.New("no certificate authority in it")
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("client certificate: %w", err)
 	}
 	return &api{
-		base: cluster.Server,
-		ca:   pems[0],
+		base: server,
+		ca:   ca,
 		client: &http.Client{Transport: &http.Transport{
 			TLSClientConfig:   &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12},
 			ForceAttemptHTTP2: true,

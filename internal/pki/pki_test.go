@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"legion.dev/legion/internal/token"
 )
@@ -124,5 +125,42 @@ func TestJoin(t *testing.T) {
 	other.CA = token.HashCA([]byte("another CA"))
 	if _, err := Join(t.Context(), server.URL, other.String(), "n1"); err == nil || !strings.Contains(err.Error(), "another CA") {
 		t.Errorf("a token of another CA: %v", err)
+	}
+}
+
+// TestClockOff: a certificate out of its time is this host's clock that is off.
+func TestClockOff(t *testing.T) {
+	authority, server := serve(t, t.TempDir())
+	for word, now := range map[string]time.Time{"a year ago": time.Now().AddDate(-1, 0, 0), "in thirty years": time.Now().AddDate(30, 0, 0)} {
+		transport := &http.Transport{TLSClientConfig: pinned(token.HashCA(authority.Cert.Raw), func() time.Time { return now })}
+		_, err := (&http.Client{Transport: transport}).Get(server.URL)
+		transport.CloseIdleConnections()
+		var refused *RefusedError
+		if !errors.As(err, &refused) || !strings.Contains(err.Error(), "the clock of this host is off: it says "+now.UTC().Format(time.RFC3339)[:13]) {
+			t.Errorf("%s: %v", word, err)
+		}
+	}
+}
+
+// TestStore: what a node keeps is whole, and says where the server is.
+func TestStore(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "agent")
+	if labels, err := StoredLabels(dir); err != nil || labels != nil {
+		t.Errorf("before: %v, %v", labels, err)
+	}
+	c := Credentials{Certificate: []byte("cert"), Key: []byte("key"), CA: []byte("ca"), Labels: map[string]string{"zone": "a"}}
+	if err := c.Store(dir, "https://fleet.example:6443", "n1"); err != nil {
+		t.Fatal(err)
+	}
+	if labels, err := StoredLabels(dir); err != nil || labels["zone"] != "a" {
+		t.Errorf("labels: %v, %v", labels, err)
+	}
+	for name, want := range map[string]string{CertFile: "cert", KeyFile: "key", CAFile: "ca"} {
+		if got := read(t, filepath.Join(dir, name)); got != want {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	if text := read(t, filepath.Join(dir, ConfigFile)); !strings.Contains(text, `server: "https://fleet.example:6443"`) {
+		t.Errorf("kubeconfig: %s", text)
 	}
 }

@@ -29,6 +29,13 @@ const (
 	FieldSecret      = "token-secret"
 	FieldExpiration  = "expiration"
 	FieldDescription = "description"
+	// FieldUses is how many nodes may join with it; without it, any number.
+	FieldUses = "uses"
+	// FieldUsedBy has a line "NODE KEY TIME" for each that has, where FieldUses
+	// is set: the SHA-256 of its public key in hex, and when, by RFC 3339.
+	FieldUsedBy = "used-by"
+	// FieldLabels are the labels of the nodes that join with it, "KEY=VALUE,…".
+	FieldLabels = "node-labels"
 )
 
 const (
@@ -52,7 +59,7 @@ var form = regexp.MustCompile(`^` + Prefix + `\.([a-z0-9]{6})\.([a-z0-9]{16})\.(
 func Parse(text string) (Token, error) {
 	text = strings.TrimSpace(text)
 	if text == "" {
-		return Token{}, errors.New("the join token is empty: make one with 'legion-server token create'")
+		return Token{}, errors.New("the join token is empty: make one with 'legion token create'")
 	}
 	if m := form.FindStringSubmatch(text); m != nil {
 		return Token{ID: m[1], Secret: m[2], CA: m[3]}, nil

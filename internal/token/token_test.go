@@ -46,6 +46,28 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+func TestParseLine(t *testing.T) {
+	good := Prefix + ".abcdef.0123456789abcdef." + strings.Repeat("0", 64)
+	const server = "https://fleet.example:6443"
+	line, err := ParseLine(" " + good + "@" + server + "/\n")
+	if err != nil || line.Server != server || line.Token.String() != good || line.String() != good+"@"+server {
+		t.Errorf("%+v, %v", line, err)
+	}
+	for text, want := range map[string]string{
+		"":                                "is empty",
+		good:                              "names no server",
+		good + "@":                        "is not the address of a server",
+		good + "@http://fleet.example":    "is not the address of a server",
+		good + "@https://fleet/x":         "is not the address of a server",
+		good[1:] + "@" + server:           "does not begin with",
+		good[:len(good)-1] + "@" + server: "is damaged",
+	} {
+		if _, err := ParseLine(text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("ParseLine(%q): %v, want %q", text, err, want)
+		}
+	}
+}
+
 func TestNewSaysThatRandomnessFailed(t *testing.T) {
 	cause := errors.New("no entropy")
 	if _, err := New(iotest.ErrReader(cause), nil); !errors.Is(err, cause) {

@@ -83,7 +83,7 @@ func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
 	flags.StringVar(&o.Node, "node", strings.ToLower(hostname), "`name` of this node")
 	flags.StringVar(&socket, "host-socket", filepath.Join(base, "host.sock"), "legiond's `socket`")
 	flags.StringVar(&o.Server, "server", "", "the server's `URL`, https://HOST:PORT")
-	flags.StringVar(&o.Token, "token", os.Getenv("LEGION_TOKEN"), "join `token`; needed only once (also by LEGION_TOKEN)")
+	flags.StringVar(&o.Token, "token", os.Getenv("LEGION_TOKEN"), "join `token`, or the whole line that 'legion token create' prints; needed only once (also by LEGION_TOKEN)")
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` to use in place of joining")
 	flags.StringVar(&o.Dir, "dir", filepath.Join(base, "agent"), "`directory` for the node's certificate")
 	flags.StringVar(&o.NodeIP, "node-ip", "", "the node's `address` (default: the one that leads to the server)")
@@ -98,6 +98,12 @@ func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
 	}
 	if flags.NArg() > 0 {
 		return o, "", fmt.Errorf("%q is not understood: legion-agent takes flags only, see --help", flags.Arg(0))
+	}
+	if head, server, ok := strings.Cut(o.Token, "@"); ok {
+		o.Token = head
+		if o.Server == "" {
+			o.Server = server
+		}
 	}
 	var err error
 	if o.Labels, err = parseLabels(labels); err != nil {

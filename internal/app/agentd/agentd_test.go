@@ -437,7 +437,10 @@ func (f *fleet) goneWhileAway(t *testing.T, pod *v1.Pod) {
 
 // joining: each refusal says why.
 func (f *fleet) joining(t *testing.T) {
-	good := f.token()
+	good, server, _ := strings.Cut(f.token(), "@")
+	if server != f.url {
+		t.Errorf("the line names the server %q, not %q", server, f.url)
+	}
 	ended := f.token("--ttl", "1ns")
 	for name, test := range map[string]struct {
 		args []string
