@@ -421,6 +421,10 @@ func (p *pods) apiAnswered(r *record, a action, asked *v1.PodStatus, newer *v1.P
 		}
 	case a == recordEvent:
 		p.log.Warn("cannot record an event", "pod", r.uid, "error", err)
+		if !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) { // of a namespace that ends
+			r.warned = ""
+			r.toAPI.failed(now)
+		}
 	default:
 		p.log.Warn("the server did not take a request", "pod", r.uid, "error", err)
 		r.toAPI.failed(now)

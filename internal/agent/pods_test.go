@@ -41,8 +41,9 @@ type stage struct {
 	full   error
 	left   []types.UID
 	tokens tokens
-	// refuse is what the host says to a Put, fail what the server says.
-	refuse, fail error
+	// refuse is what the host says to a Put, fail what the server says, and
+	// deafTo what it says to events.
+	refuse, fail, deafTo error
 }
 
 func play(t *testing.T) *stage {
@@ -154,6 +155,12 @@ func (s *stage) DeletePod(_ context.Context, _, name string, uid types.UID) erro
 }
 
 func (s *stage) CreateEvent(_ context.Context, e *v1.Event) error {
+	s.mu.Lock()
+	fail := s.deafTo
+	s.mu.Unlock()
+	if fail != nil {
+		return fail
+	}
 	s.note("event %s %s", e.InvolvedObject.Name, e.Reason)
 	return nil
 }
@@ -429,6 +436,18 @@ func TestTrouble(t *testing.T) {
 		s.expect("put pod-u-limits boot=true")
 		time.Sleep(2 * settle)
 		s.expect("status limits Pending ContainerCreating ready=false restarts=0", "event limits NotHonoured")
+
+		// What the server did not take is recorded later, once.
+		s.mu.Lock()
+		s.deafTo = errors.New("no route to the server")
+		s.mu.Unlock()
+		sink{s.ctx, s.p}.Changed(s.add("later", func(p *v1.Pod) { p.Spec.RuntimeClassName = nil }))
+		s.expect("status later Pending RuntimeHandlerNotFound ready=false restarts=0")
+		s.mu.Lock()
+		s.deafTo = nil
+		s.mu.Unlock()
+		time.Sleep(time.Second)
+		s.expect("event later RuntimeHandlerNotFound")
 
 		s.mu.Lock()
 		s.refuse = &hostapi.Error{Message: "cannot define the group: the disk is full", Hint: "free some space", Code: "failed"}

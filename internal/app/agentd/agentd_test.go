@@ -1,8 +1,10 @@
 package agentd
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,9 +29,6 @@ func named(p *v1.Pod) {
 
 // TestNode plays a node's life against a real server and a real legiond.
 func TestNode(t *testing.T) {
-	if os.Getenv("LEGION_E2E") == "" {
-		t.Skip("set LEGION_E2E=1 to play a node with a real server and legiond")
-	}
 	if testing.Short() {
 		t.Skip("starts a server, a legiond and an agent")
 	}
@@ -58,7 +58,7 @@ func TestNode(t *testing.T) {
 	f.sub("restart", func(t *testing.T) { f.restart(t, pod) })
 	f.sub("follow", func(t *testing.T) { f.follow(t) })
 	f.sub("crashes", func(t *testing.T) { f.crashes(t, pod) })
-	f.sub("reboot", func(t *testing.T) { f.reboot(t, pod) })
+	f.sub("reboot", func(t *testing.T) { f.reboot(t) })
 	f.sub("bad pods", func(t *testing.T) { f.badPods(t) })
 	f.sub("environment", func(t *testing.T) { f.environment(t) })
 	f.sub("once", func(t *testing.T) { f.once(t) })
@@ -121,20 +121,21 @@ func nodeReady(n *v1.Node) bool {
 	return false
 }
 
+// said waits until a pod has said no more and no less than text: without a probe
+// it is ready before its process has said anything.
+func (f *fleet) said(t *testing.T, name, text string) {
+	t.Helper()
+	got, err := f.log(name, v1.PodLogOptions{Follow: true, LimitBytes: new(int64(len(text)))})
+	if err != nil || got != text {
+		t.Fatalf("log of %s: %q, %v, want %q", name, got, err, text)
+	}
+}
+
 // restart: a killed process is a new run at once, and the log of the old one
 // stays.
 func (f *fleet) restart(t *testing.T, pod *v1.Pod) {
 	const want = "I am web\n"
-	// Without a probe a pod is ready before its process has said anything.
-	for begun := time.Now(); ; {
-		text, err := f.log("web", v1.PodLogOptions{})
-		if err == nil && text == want {
-			break
-		}
-		if time.Since(begun) > limit {
-			t.Fatalf("log: %q, %v", text, err)
-		}
-	}
+	f.said(t, "web", want)
 	began := time.Now()
 	if err := syscall.Kill(f.pid(pod), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -163,10 +164,21 @@ func (f *fleet) follow(t *testing.T) {
 		text string
 		err  error
 	}
+	ctx, cancel := context.WithTimeout(f.ctx, limit)
+	defer cancel()
+	stream, err := f.stream(ctx, "short", v1.PodLogOptions{Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stream.Close() }()
+	const first = "I am short\n"
+	if _, err := io.ReadFull(stream, make([]byte, len(first))); err != nil {
+		t.Fatal(err)
+	}
 	got := make(chan result, 1)
 	go func() {
-		text, err := f.log("short", v1.PodLogOptions{Follow: true})
-		got <- result{text, err}
+		text, err := io.ReadAll(stream)
+		got <- result{first + string(text), err}
 	}()
 	if err := f.api.CoreV1().Pods("default").Delete(f.ctx, "short", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
@@ -218,7 +230,9 @@ func (f *fleet) crashes(t *testing.T, pod *v1.Pod) {
 
 // reboot: without server and agent legiond starts the pods from its disk, and
 // later they are the same objects.
-func (f *fleet) reboot(t *testing.T, pod *v1.Pod) {
+func (f *fleet) reboot(t *testing.T) {
+	f.create("boots", named, "sh", "-c", forever)
+	pod := f.pod("boots", ready)
 	old := f.pid(pod)
 	f.end("legion-agent", syscall.SIGKILL)
 	f.end("legion-server", syscall.SIGKILL)
@@ -229,7 +243,7 @@ func (f *fleet) reboot(t *testing.T, pod *v1.Pod) {
 	f.legiond()
 	f.agent()
 	f.server()
-	p := f.pod("web", func(p *v1.Pod) bool { return ready(p) && p.Status.ContainerStatuses[0].RestartCount == 2 })
+	p := f.pod("boots", func(p *v1.Pod) bool { return ready(p) && p.Status.ContainerStatuses[0].RestartCount == 1 })
 	if now := f.pid(p); p.UID != pod.UID || now == old {
 		t.Errorf("uid %s was %s; pid %d was %d", p.UID, pod.UID, now, old)
 	}
@@ -293,9 +307,7 @@ func (f *fleet) environment(t *testing.T) {
 	began := time.Now()
 	f.pod("env", ready)
 	t.Logf("objects there to Ready: %s", time.Since(began).Round(time.Millisecond))
-	if text, err := f.log("env", v1.PodLogOptions{}); err != nil || text != "blue hidden\n" {
-		t.Errorf("log: %q, %v", text, err)
-	}
+	f.said(t, "env", "blue hidden\n")
 	config, err := clientcmd.BuildConfigFromFlags("", f.path("agent/kubeconfig"))
 	if err != nil {
 		t.Skipf("the agent's own credentials: %v", err)
@@ -410,10 +422,19 @@ func (f *fleet) once(t *testing.T) {
 // goneWhileAway: a pod that was removed while the agent was away is stopped
 // when it returns.
 func (f *fleet) goneWhileAway(t *testing.T, pod *v1.Pod) {
-	pid := f.pid(pod)
+	// Whoever its parent is now may not have collected it.
+	process, err := unix.PidfdOpen(f.pid(pod), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(process)
+	ended := func() bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, 0)
+		return err == nil && n > 0
+	}
 	f.end("legion-agent", syscall.SIGTERM)
-	if err := syscall.Kill(pid, 0); err != nil {
-		t.Fatalf("the agent's stop touched the pod: %v", err)
+	if ended() {
+		t.Fatal("the agent's stop touched the pod")
 	}
 	now := int64(0)
 	if err := f.api.CoreV1().Pods("default").Delete(f.ctx, "web", metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
@@ -430,8 +451,8 @@ func (f *fleet) goneWhileAway(t *testing.T, pod *v1.Pod) {
 	case <-time.After(limit):
 		t.Error("the group stays")
 	}
-	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
-		t.Errorf("the process stays: %v", err)
+	if !ended() {
+		t.Error("the process stays")
 	}
 }
 

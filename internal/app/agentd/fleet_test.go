@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 }
 
 // limit is how long anything may take.
-const limit = 30 * time.Second
+const limit = 2 * time.Minute
 
 // fleet is a server and one node, in processes that can be killed.
 type fleet struct {
@@ -67,7 +67,7 @@ type fleet struct {
 
 func newFleet(t testing.TB) *fleet {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*limit)
 	f := &fleet{t: t, ctx: ctx, dir: t.TempDir(), procs: map[string]*exec.Cmd{}}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -278,13 +278,24 @@ func (f *fleet) create(name string, change func(*v1.Pod), command ...string) *v1
 func (f *fleet) log(name string, o v1.PodLogOptions) (string, error) {
 	ctx, cancel := context.WithTimeout(f.ctx, limit)
 	defer cancel()
-	stream, err := f.api.CoreV1().Pods("default").GetLogs(name, &o).Stream(ctx)
+	stream, err := f.stream(ctx, name, o)
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = stream.Close() }()
 	text, err := io.ReadAll(stream)
 	return string(text), err
+}
+
+// stream opens a pod's log. An agent whose server was away is heard of before
+// its tunnel is up again.
+func (f *fleet) stream(ctx context.Context, name string, o v1.PodLogOptions) (io.ReadCloser, error) {
+	for {
+		stream, err := f.api.CoreV1().Pods("default").GetLogs(name, &o).Stream(ctx)
+		if err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "has no tunnel open") {
+			return stream, err
+		}
+	}
 }
 
 // pid is the process of a pod's container on the host.
