@@ -3,6 +3,7 @@ package cgroup
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -219,4 +220,34 @@ func TestWithoutCgroup(t *testing.T) {
 	}
 	tree.Exited(pid)
 	waitEmpty(t, tree, "a.service")
+}
+
+// TestMarkInExec: a process in the middle of exec has no environment yet, which
+// is no answer to keep.
+func TestMarkInExec(t *testing.T) {
+	tree := Without("a test")
+	defer tree.Close()
+	cmd := exec.Command("/bin/cat")
+	cmd.Env = []string{}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = in.Close(); _ = cmd.Wait() }()
+	p, ok := readProcess(cmd.Process.Pid)
+	if !ok || !p.memory {
+		t.Fatalf("it is %+v", p)
+	}
+	tree.mu.Lock()
+	defer tree.mu.Unlock()
+	if mark := tree.mark(p); mark != "" || len(tree.marks) != 0 {
+		t.Errorf("its mark is %q, kept as %v", mark, tree.marks)
+	}
+	self, _ := readProcess(os.Getpid())
+	if tree.mark(self); len(tree.marks) != 1 {
+		t.Errorf("kept are %v", tree.marks)
+	}
 }

@@ -26,6 +26,8 @@ type process struct {
 	pid, parent, group, session int
 	ticks                       string
 	zombie                      bool
+	// memory: it has any, unlike those of the kernel.
+	memory bool
 }
 
 // Track tells the Tree which process was started for a path, with which
@@ -194,7 +196,10 @@ func (t *Tree) mark(p process) string {
 		clear(t.marks)
 	}
 	s := seen{ticks: p.ticks}
-	data, _ := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/environ") // another user's cannot be read
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/environ")
+	if err == nil && len(data) == 0 && p.memory {
+		return "" // in the middle of exec; another user's cannot be read at all
+	}
 	for entry := range bytes.SplitSeq(data, []byte{0}) {
 		if id, ok := bytes.CutPrefix(entry, []byte("INVOCATION_ID=")); ok {
 			s.mark = string(id)
@@ -229,7 +234,7 @@ func readProcess(pid int) (process, bool) {
 		return process{}, false
 	}
 	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	if len(fields) < 20 {
+	if len(fields) < 21 {
 		return process{}, false
 	}
 	number := func(i int) int {
@@ -238,6 +243,6 @@ func readProcess(pid int) (process, bool) {
 	}
 	return process{
 		pid: pid, parent: number(1), group: number(2), session: number(3), ticks: string(fields[19]),
-		zombie: fields[0][0] == 'Z' || fields[0][0] == 'X',
+		zombie: fields[0][0] == 'Z' || fields[0][0] == 'X', memory: string(fields[20]) != "0",
 	}, true
 }

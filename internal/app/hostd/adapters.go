@@ -1,12 +1,9 @@
 package hostd
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -96,27 +93,6 @@ func (p *processes) Adopt(pid int, ticks uint64) (host.Process, error) {
 func (p *processes) Leads(pid int) bool {
 	session, err := unix.Getsid(pid)
 	return err == nil && session == pid
-}
-
-func (p *processes) Invocations() map[string][]int {
-	byID := map[string][]int{}
-	files, _ := filepath.Glob("/proc/[0-9]*/environ")
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			continue // another user's, or gone
-		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		if err != nil {
-			continue
-		}
-		for entry := range bytes.SplitSeq(data, []byte{0}) {
-			if id, ok := bytes.CutPrefix(entry, []byte("INVOCATION_ID=")); ok {
-				byID[string(id)] = append(byID[string(id)], pid)
-			}
-		}
-	}
-	return byID
 }
 
 func (p *processes) CleanUp(group string, s *service.Service, restarting bool) error {

@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"legion.dev/legion/internal/host"
+	"legion.dev/legion/internal/sandbox"
 )
 
 // markName is what all marks of host.Processes.Origin begin with.
@@ -54,4 +56,54 @@ func executing(dir string) bool {
 	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
 	const state, envEnd = 0, 48
 	return len(fields) > envEnd && string(fields[envEnd]) == "0" && fields[state][0] != 'Z' && fields[state][0] != 'X'
+}
+
+// birthWait bounds how long Invocations waits for what is in the middle of exec.
+const birthWait = 2 * time.Second
+
+// Invocations looks again as long as there is more to be found: while it looks,
+// processes start others and end.
+func (p *processes) Invocations() map[string][]int {
+	byID, known := map[string][]int{}, map[int]bool{}
+	late := time.Now().Add(birthWait)
+	for grown := true; grown; {
+		grown = false
+		dirs, _ := filepath.Glob("/proc/[0-9]*")
+		for _, dir := range dirs {
+			pid, err := strconv.Atoi(filepath.Base(dir))
+			if err != nil || known[pid] {
+				continue
+			}
+			if id := invocation(dir, late); id != "" {
+				byID[id] = append(byID[id], pid)
+				known[pid], grown = true, true
+			}
+		}
+	}
+	return byID
+}
+
+// invocation is the INVOCATION_ID of a process, once it has executed its
+// program.
+func invocation(dir string, late time.Time) string {
+	for settingUp(dir) && time.Now().Before(late) {
+		time.Sleep(time.Millisecond)
+	}
+	data, _ := os.ReadFile(dir + "/environ") // another user's cannot be read
+	for entry := range bytes.SplitSeq(data, []byte{0}) {
+		if id, ok := bytes.CutPrefix(entry, []byte("INVOCATION_ID=")); ok {
+			return string(id)
+		}
+	}
+	return ""
+}
+
+// settingUp says whether a process is on the way to the program of a service: in
+// exec, or in what package sandbox does before.
+func settingUp(dir string) bool {
+	if data, err := os.ReadFile(dir + "/cmdline"); err == nil && bytes.HasPrefix(data, []byte(sandbox.Argv0+"\x00")) {
+		return true
+	}
+	_, err := os.Readlink(dir + "/exe") // which a process of the kernel has not
+	return err == nil && executing(dir)
 }

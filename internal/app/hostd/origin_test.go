@@ -1,12 +1,15 @@
 package hostd
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
 	"legion.dev/legion/internal/host"
+	"legion.dev/legion/internal/sandbox"
 )
 
 // TestOrigin: a process is known by its program and its environment.
@@ -27,37 +30,68 @@ func TestOrigin(t *testing.T) {
 		"legiond as a service": {[]string{mark, "LEGION_TEST_DAEMON=cat"}, "/proc/self/exe", host.Heir},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cmd := exec.Command(test.path)
-			cmd.Env = test.env
-			in, err := cmd.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
+			cmd, end := running(t, test.path, test.env)
 			p := &processes{}
-			if _, err := in.Write([]byte("x")); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := out.Read(make([]byte, 1)); err != nil { // it runs
-				t.Fatal(err)
-			}
 			if got := p.Origin(cmd.Process.Pid, mark); got != test.want {
 				t.Errorf("it is %v, want %v", got, test.want)
 			}
-			_ = in.Close()
-			if err := cmd.Wait(); err != nil {
-				t.Fatal(err)
-			}
+			end()
 			if got := p.Origin(cmd.Process.Pid, mark); got != host.Stranger {
 				t.Errorf("after its end it is %v", got)
 			}
 		})
+	}
+}
+
+// running starts a program that gives back what it reads, and waits until it
+// does.
+func running(t *testing.T, path string, env []string) (cmd *exec.Cmd, end func()) {
+	t.Helper()
+	cmd = exec.Command(path)
+	cmd.Env = env
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	return cmd, func() {
+		_ = in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestInvocations: what is on the way to its program is waited for.
+func TestInvocations(t *testing.T) {
+	const id = "0123456789abcdef-of-this-test"
+	cmd, end := running(t, "/bin/cat", []string{"A=1", "INVOCATION_ID=" + id})
+	defer end()
+	if got := (&processes{}).Invocations()[id]; !slices.Equal(got, []int{cmd.Process.Pid}) {
+		t.Errorf("they are %v, want %d", got, cmd.Process.Pid)
+	}
+	dir := fmt.Sprintf("/proc/%d", cmd.Process.Pid)
+	if settingUp(dir) {
+		t.Error("it runs and is taken for one that does not yet")
+	}
+	late := t.TempDir()
+	if err := os.WriteFile(late+"/cmdline", []byte(sandbox.Argv0+"\x00a.service\x00"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !settingUp(late) {
+		t.Error("package sandbox is not known")
 	}
 }
 
