@@ -54,6 +54,8 @@ type Options struct {
 	Version string
 	// Root says that legiond runs as root.
 	Root bool
+	// PodPids is how many processes a pod may have; 0 is no limit.
+	PodPids int64
 }
 
 // Check refuses what cannot work.
@@ -113,7 +115,7 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 	if err != nil {
 		return err
 	}
-	node := podspec.Node{Name: o.Node, IP: o.NodeIP, Root: o.Root, PodDir: filepath.Join(o.Dir, "pods"), Allocatable: allocatable(known)}
+	node := podspec.Node{Name: o.Node, IP: o.NodeIP, Root: o.Root, PodDir: filepath.Join(o.Dir, "pods"), PodPids: o.PodPids, Allocatable: allocatable(known)}
 	if node.PodDir, err = filepath.Abs(node.PodDir); err != nil {
 		return fmt.Errorf("cannot name the directory of the pods' volumes: %w", err)
 	}

@@ -64,7 +64,12 @@ func settings(r *service.Limits) []setting {
 			add("CPUQuotaPeriodSec", "cpu", [2]string{}, [2]string{"cpu.cfs_period_us", strconv.FormatUint(period, 10)})
 		}
 	}
-	if r.CPUWeight > 0 {
+	if r.CPUShares > 0 {
+		// The conversion of OCI runtimes, from 2..262144 to 1..10000.
+		shares := min(max(r.CPUShares, 2), 262144)
+		add("CPUShares", "cpu", [2]string{"cpu.weight", strconv.FormatUint(1+(shares-2)*9999/262142, 10)},
+			[2]string{"cpu.shares", strconv.FormatUint(shares, 10)})
+	} else if r.CPUWeight > 0 {
 		add("CPUWeight", "cpu", [2]string{"cpu.weight", strconv.FormatUint(r.CPUWeight, 10)},
 			[2]string{"cpu.shares", strconv.FormatUint(max(r.CPUWeight*1024/100, 2), 10)})
 	}

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -74,7 +76,7 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		}
 		q.Files = files
 	}
-	path := u.cgroup
+	path, group, together := u.cgroup, u.g.spec.Name, u.g.spec.Resources
 	h.spawning++
 	go func() {
 		h.starts <- struct{}{}
@@ -86,6 +88,10 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		h.point("before a fork")
 		if err == nil {
 			q.Enter, lost = h.o.Cgroups.Limit(path, spec.Resources)
+			if path != group {
+				above, more := h.o.Cgroups.Limit(group, together)
+				q.Enter, lost = append(beside(above, q.Enter), q.Enter...), append(more, lost...)
+			}
 			q.Cgroup = dir
 			q.Stdout, q.Stderr, err = h.o.Logs.Attach(q.Group, q.Service, q.Run)
 		}
@@ -100,6 +106,14 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 			h.spawned(u, e, dir, p, err)
 		})
 	}()
+}
+
+// beside leaves out the directories that one of within lies in: who enters that
+// one is in both.
+func beside(dirs, within []string) []string {
+	return slices.DeleteFunc(dirs, func(d string) bool {
+		return slices.ContainsFunc(within, func(w string) bool { return filepath.Dir(w) == d })
+	})
 }
 
 func (h *Host) spawned(u *unit, e machine.Spawn, dir string, p Process, err error) {

@@ -390,7 +390,8 @@ func (h *Host) exited(x Exited) {
 	if h.movedOn(o) {
 		return
 	}
-	if x.Exit.Signal == 9 && o.u.spec.Resources != nil {
+	// A shell whose command was killed ends with 137.
+	if (x.Exit.Signal == 9 || x.Exit.Code == 137) && o.u.spec.Resources != nil {
 		before := o.u.ooms
 		o.u.ooms = h.o.Cgroups.OOMKills(o.u.cgroup)
 		x.Exit.OOM = o.u.ooms > before

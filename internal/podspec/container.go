@@ -56,6 +56,7 @@ func (c *compiler) container(ctr *v1.Container, at string) service.Service {
 		s.Exec.Mounts = c.mounts(ctr, at, env)
 		s.Exec.CapabilityBoundingSet = c.capabilities(ctr, at)
 		s.Exec.OOMScoreAdjust = c.oomScore(ctr)
+		s.Resources = c.limits(ctr)
 		s.Exec.ReadOnlyRoot = ctr.SecurityContext != nil && isTrue(ctr.SecurityContext.ReadOnlyRootFilesystem)
 	}
 

@@ -32,7 +32,7 @@ func (c *compiler) podFields() {
 	when(isTrue(s.SetHostnameAsFQDN), "setHostnameAsFQDN")
 	when(s.HostUsers != nil && !*s.HostUsers, "hostUsers")
 	when(len(s.ResourceClaims) > 0, "resourceClaims")
-	when(s.Resources != nil && len(s.Resources.Limits) > 0, "resources.limits")
+	when(s.Resources != nil && c.unbounded(s.Resources.Limits), "resources.limits")
 	if p := s.SecurityContext; p != nil {
 		when(p.FSGroup != nil && !c.node.Root, "securityContext.fsGroup")
 		when(p.SELinuxOptions != nil, "securityContext.seLinuxOptions")
@@ -51,7 +51,7 @@ func (c *compiler) containerFields(ctr *v1.Container, at string) {
 			c.miss("%s.%s", at, field)
 		}
 	}
-	when(len(ctr.Resources.Limits) > 0, "resources.limits")
+	when(c.unbounded(ctr.Resources.Limits), "resources.limits")
 	when(len(ctr.Resources.Claims) > 0, "resources.claims")
 	when(len(ctr.RestartPolicyRules) > 0, "restartPolicyRules")
 	when(len(ctr.VolumeDevices) > 0, "volumeDevices")
@@ -71,6 +71,16 @@ func (c *compiler) containerFields(ctr *v1.Container, at string) {
 		when(s.SeccompProfile != nil && s.SeccompProfile.Type != v1.SeccompProfileTypeUnconfined, "securityContext.seccompProfile")
 		when(s.AppArmorProfile != nil && s.AppArmorProfile.Type != v1.AppArmorProfileTypeUnconfined, "securityContext.appArmorProfile")
 	}
+}
+
+// unbounded says whether one of the limits is not kept.
+func (c *compiler) unbounded(limits v1.ResourceList) bool {
+	for name := range limits {
+		if !c.node.Root || !boundable(name) {
+			return true
+		}
+	}
+	return false
 }
 
 // volume reports a volume with no effect where only root could mount it. A hostPath needs no work: the mounts

@@ -45,6 +45,8 @@ type Node struct {
 	Root bool
 	// PodDir is where the pods' volumes lie.
 	PodDir string
+	// PodPids is how many processes a pod may have; 0 is no limit.
+	PodPids int64
 	// Allocatable stands in for limits that a resourceFieldRef asks for and
 	// the container does not set.
 	Allocatable v1.ResourceList
@@ -113,6 +115,7 @@ func Compile(pod *v1.Pod, node Node, objects Objects) (service.Group, Report) {
 	c.podFields()
 	if node.Root {
 		c.volumes()
+		g.Resources = c.podLimits()
 	}
 	init := len(pod.Spec.InitContainers)
 	for i := range init {

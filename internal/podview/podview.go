@@ -183,7 +183,8 @@ func notHonoured(in Input, set func(v1.PodConditionType, bool, string, string)) 
 	if len(r.Quiet) > 0 {
 		quiet = "not provided: " + strings.Join(r.Quiet, ", ")
 	}
-	if len(r.NotHonoured) == 0 {
+	lost := lost(in)
+	if len(r.NotHonoured)+len(lost) == 0 {
 		if quiet == "" {
 			quiet = "all fields of the pod are honoured"
 		} else {
@@ -192,11 +193,39 @@ func notHonoured(in Input, set func(v1.PodConditionType, bool, string, string)) 
 		set(NotHonoured, false, "Honoured", quiet)
 		return
 	}
-	message := "these fields have no effect on this node yet: " + strings.Join(r.NotHonoured, ", ")
-	if quiet != "" {
-		message += "; " + quiet
+	reason, parts := "FieldsNotHonoured", []string{"these fields have no effect on this node yet: " + strings.Join(r.NotHonoured, ", ")}
+	if len(r.NotHonoured) == 0 {
+		reason, parts = "NotOnThisMachine", nil
 	}
-	set(NotHonoured, true, "FieldsNotHonoured", message)
+	if len(lost) > 0 {
+		parts = append(parts, "this machine cannot give: "+strings.Join(lost, ", "))
+	}
+	if quiet != "" {
+		parts = append(parts, quiet)
+	}
+	set(NotHonoured, true, reason, strings.Join(parts, "; "))
+}
+
+// lost are the limits and protections that the host could not give. What every
+// pod goes without where there are no cgroups is told to those that ask for it.
+func lost(in Input) []string {
+	if in.Group == nil {
+		return nil
+	}
+	asks := in.Pod.Spec.Resources != nil
+	for _, c := range podspec.Containers(in.Pod) {
+		asks = asks || len(c.Resources.Limits)+len(c.Resources.Requests) > 0
+	}
+	var out []string
+	for i := range in.Group.Services {
+		for _, what := range in.Group.Services[i].Lost {
+			common := strings.HasPrefix(what, "cgroup:") || strings.HasPrefix(what, "CPUShares")
+			if (asks || !common) && !slices.Contains(out, what) {
+				out = append(out, what)
+			}
+		}
+	}
+	return out
 }
 
 // unready names the containers that are to be ready and are not; sidecars are

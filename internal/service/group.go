@@ -27,6 +27,8 @@ type Group struct {
 	// Grace, where positive, bounds the stop of the whole group in place of
 	// each service's TimeoutStop (a pod's terminationGracePeriodSeconds).
 	Grace time.Duration `json:"grace,omitempty"`
+	// Resources, where not nil, bound what all services use together.
+	Resources *Limits `json:"resources,omitempty"`
 	// Warnings are what the compiler has to say: directives it knows but does
 	// not honour yet, and those it does not know.
 	Warnings []Warning `json:"warnings,omitempty"`

@@ -14,6 +14,9 @@ type Limits struct {
 	// CPUQuota is in 1/10000 of one processor; CPUQuotaPeriod 0 is 100 ms.
 	CPUQuota       uint64        `json:"cpuQuota,omitempty"`
 	CPUQuotaPeriod time.Duration `json:"cpuQuotaPeriod,omitempty"`
+	// CPUShares is the weight of a container, from 2 to 262144, where 1024 is
+	// that of one processor; it takes the place of CPUWeight.
+	CPUShares uint64 `json:"cpuShares,omitempty"`
 	// CPUWeight and IOWeight are from 1 to 10000, where 100 is the default;
 	// CPUIdle takes only what nobody else wants.
 	CPUWeight uint64 `json:"cpuWeight,omitempty"`
