@@ -95,6 +95,9 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 			q.Cgroup = dir
 			q.Stdout, q.Stderr, err = h.o.Logs.Attach(q.Group, q.Service, q.Run)
 		}
+		if err == nil && e.Main {
+			err = emptyLastWords(spec.TerminationMessage)
+		}
 		if err != nil {
 			err = fmt.Errorf("cannot start %s: %w", u.title(), err)
 		} else {

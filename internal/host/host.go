@@ -396,7 +396,14 @@ func (h *Host) exited(x Exited) {
 		o.u.ooms = h.o.Cgroups.OOMKills(o.u.cgroup)
 		x.Exit.OOM = o.u.ooms > before
 	}
+	main := o.u.in.Main != nil && o.u.in.Main.ID == o.proc
+	if main {
+		x.Exit.Message = lastWords(o.u.spec.TerminationMessage)
+	}
 	h.step(o.u, machine.Event{Kind: machine.MainExited, Run: o.run, Proc: o.proc, Exit: x.Exit})
+	if main {
+		h.logWords(o.u, o.run, x.Exit)
+	}
 }
 
 // heard takes the messages that are there already: what a process said before

@@ -236,6 +236,22 @@ func (in *Instance) IsStarted(s *service.Service) bool {
 	return false
 }
 
+// Explain adds to the end of a run what it has said of it; false if the run is
+// not known any more.
+func (in *Instance) Explain(run uint64, message string) bool {
+	for _, r := range [...]**service.Run{&in.Newest, &in.Previous} {
+		if *r == nil || (*r).Number != run || (*r).Exit == nil {
+			continue
+		}
+		next, exit := **r, *(*r).Exit
+		exit.Message = message
+		next.Exit = &exit
+		*r = &next
+		return true
+	}
+	return false
+}
+
 // Status is what the wire says of the instance; cgroup, log directory and
 // losses are the host's to add.
 func (in *Instance) Status(s *service.Service) service.Status {

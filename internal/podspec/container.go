@@ -52,8 +52,9 @@ func (c *compiler) container(ctr *v1.Container, at string) service.Service {
 		s.Exec.PassEnvironment = []string{"PATH"}
 	}
 
+	c.terminationMessage(ctr, &s)
 	if c.node.Root {
-		s.Exec.Mounts = c.mounts(ctr, at, env)
+		s.Exec.Mounts = append(s.Exec.Mounts, c.mounts(ctr, at, env)...)
 		s.Exec.CapabilityBoundingSet = c.capabilities(ctr, at)
 		s.Exec.OOMScoreAdjust = c.oomScore(ctr)
 		s.Resources = c.limits(ctr)
@@ -76,6 +77,18 @@ func (c *compiler) container(ctr *v1.Container, at string) service.Service {
 	s.Liveness = c.probe(ctr, ctr.LivenessProbe, at+".livenessProbe")
 	s.Startup = c.probe(ctr, ctr.StartupProbe, at+".startupProbe")
 	return s
+}
+
+// terminationMessage gives the container a file of its own for why it ended.
+func (c *compiler) terminationMessage(ctr *v1.Container, s *service.Service) {
+	m := service.TerminationMessage{Log: ctr.TerminationMessagePolicy == v1.TerminationMessageFallbackToLogsOnError}
+	if c.node.Root && ctr.TerminationMessagePath != "" {
+		m.Path = path.Join(c.node.PodDir, string(c.pod.UID), "containers", ctr.Name, "termination-log")
+		s.Exec.Mounts = append(s.Exec.Mounts, service.Mount{Source: m.Path, Target: path.Join("/", ctr.TerminationMessagePath), Is: "File"})
+	}
+	if m != (service.TerminationMessage{}) {
+		s.TerminationMessage = &m
+	}
 }
 
 func command(argv []string) service.Command {

@@ -55,8 +55,7 @@ func (c *compiler) containerFields(ctr *v1.Container, at string) {
 	when(len(ctr.Resources.Claims) > 0, "resources.claims")
 	when(len(ctr.RestartPolicyRules) > 0, "restartPolicyRules")
 	when(len(ctr.VolumeDevices) > 0, "volumeDevices")
-	when(ctr.TerminationMessagePath != "" && ctr.TerminationMessagePath != v1.TerminationMessagePathDefault, "terminationMessagePath")
-	when(ctr.TerminationMessagePolicy == v1.TerminationMessageFallbackToLogsOnError, "terminationMessagePolicy")
+	when(!c.node.Root && ctr.TerminationMessagePath != "" && ctr.TerminationMessagePath != v1.TerminationMessagePathDefault, "terminationMessagePath")
 	when(ctr.Stdin, "stdin")
 	when(ctr.TTY, "tty")
 	if !c.node.Root {

@@ -193,7 +193,10 @@ func terminated(pod *v1.Pod, name string, run *service.Run, st *service.Status) 
 	if e.Signal != 0 && !e.Unknown {
 		t.ExitCode, t.Signal = int32(128+e.Signal), int32(e.Signal)
 	}
-	if st != nil && (st.Result == service.Unhealthy || st.Result == service.Resources) {
+	if e.Message != "" {
+		t.Message = e.Message
+	}
+	if t.Message == "" && st != nil && (st.Result == service.Unhealthy || st.Result == service.Resources) {
 		t.Message = strings.TrimSpace(cause(st) + " " + st.Probe)
 	}
 	return t

@@ -74,6 +74,7 @@ func Status(in Input) v1.PodStatus {
 			c.Ready = c.State.Terminated != nil && c.State.Terminated.ExitCode == 0
 		}
 	}
+	shorten(&s)
 	s.Phase = phase(in, prev.Phase, &s)
 	if in.Expired && prev.Phase != v1.PodSucceeded && prev.Phase != v1.PodFailed {
 		expire(&s, prev.Phase)
@@ -88,6 +89,24 @@ func Status(in Input) v1.PodStatus {
 		}
 	}
 	return s
+}
+
+// mostMessages bounds all termination messages of a pod in bytes (the kubelet's
+// MaxPodTerminationMessageLogLength).
+const mostMessages = 12 << 10
+
+// shorten gives each container the same part of that.
+func shorten(s *v1.PodStatus) {
+	most := mostMessages / max(1, len(s.InitContainerStatuses)+len(s.ContainerStatuses))
+	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+		for i := range list {
+			for _, t := range [...]*v1.ContainerStateTerminated{list[i].State.Terminated, list[i].LastTerminationState.Terminated} {
+				if t != nil && len(t.Message) > most {
+					t.Message = strings.ToValidUTF8(t.Message[:most], "")
+				}
+			}
+		}
+	}
 }
 
 // expire: the pod has failed once nothing of it runs any more.

@@ -203,9 +203,22 @@ type Service struct {
 	// systemd.service(5), that count as a clean end.
 	SuccessStatus ExitSet `json:"successStatus,omitzero"`
 
+	// TerminationMessage, where not nil, is where the main process may say why
+	// it ends.
+	TerminationMessage *TerminationMessage `json:"terminationMessage,omitempty"`
+
 	Readiness *Probe `json:"readiness,omitempty"`
 	Liveness  *Probe `json:"liveness,omitempty"`
 	Startup   *Probe `json:"startup,omitempty"`
+}
+
+// TerminationMessage is a container's terminationMessagePath and -Policy.
+type TerminationMessage struct {
+	// Path is a file of the host, empty for none. It is emptied before each
+	// start, and what it holds after the end, up to 4096 bytes, is Exit.Message.
+	Path string `json:"path,omitempty"`
+	// Log takes the end of the log where the run failed and the file is empty.
+	Log bool `json:"log,omitempty"`
 }
 
 // Command is one line of Exec…=, already split into words; specifiers are

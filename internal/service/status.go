@@ -69,6 +69,8 @@ type Exit struct {
 	// Unknown: the process was not Legion's child any more and the kernel
 	// could not tell.
 	Unknown bool `json:"unknown,omitempty"`
+	// Message is what the run itself has said of its end (Service.TerminationMessage).
+	Message string `json:"message,omitempty"`
 }
 
 // Status is what is known of one service. The host is its only writer.

@@ -77,6 +77,7 @@ func TestPodFields(t *testing.T) {
 	f.sub("volumes", func(t *testing.T) { f.volumes(t) })
 	f.sub("hooks", func(t *testing.T) { f.hooks(t) })
 	f.sub("limits", func(t *testing.T) { f.limits(t) })
+	f.sub("messages", func(t *testing.T) { f.messages(t) })
 	f.sub("init containers", func(t *testing.T) { f.initContainers(t) })
 }
 
