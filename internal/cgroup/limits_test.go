@@ -40,6 +40,18 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+// TestShares: a container's weight is what OCI runtimes make of it.
+func TestShares(t *testing.T) {
+	for shares, want := range map[uint64]string{
+		2: "1 2", 102: "4 102", 1024: "39 1024", 262144: "10000 262144", 1 << 30: "10000 262144",
+	} {
+		list := settings(&service.Limits{CPUShares: shares, CPUWeight: 7})
+		if got := list[0].v2[1] + " " + list[0].v1[1]; len(list) != 1 || got != want {
+			t.Errorf("%d shares are %q, want %q", shares, got, want)
+		}
+	}
+}
+
 // TestLimit bounds the memory of one service and the processes of another, in
 // whichever version of cgroups has the controllers.
 func TestLimit(t *testing.T) {
