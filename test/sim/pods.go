@@ -17,6 +17,8 @@ type state struct {
 	fate fate
 	// started and stopping: the time that it takes has begun. gone: it is over.
 	started, stopping, gone bool
+	// stuck: it waits for an image that its node cannot get.
+	stuck bool
 	// busy: a request about it is under way.
 	busy bool
 }
@@ -101,7 +103,7 @@ func (f *Fleet) act(s *state) {
 		}
 		s.stopping = true
 		f.after(wait, s, f.remove)
-	case !ended(s.pod) && !ready(s.pod):
+	case !ended(s.pod) && !ready(s.pod) && !s.stuck:
 		wait := s.fate.start
 		if s.started {
 			wait = 0
@@ -155,7 +157,18 @@ func (f *Fleet) after(d time.Duration, s *state, step func(context.Context, *sta
 	time.AfterFunc(d, run)
 }
 
-// raise writes that a pod runs and is ready, or that it failed.
+// missing returns an image that the pod waits for in vain, if there is one.
+func (f *Fleet) missing(pod *corev1.Pod) string {
+	for _, c := range pod.Spec.Containers {
+		if f.cfg.Pullable != nil && !f.cfg.Pullable(c.Image) {
+			return c.Image
+		}
+	}
+	return ""
+}
+
+// raise writes that a pod runs and is ready, or that it failed, or that it
+// waits for an image.
 func (f *Fleet) raise(ctx context.Context, s *state) error {
 	f.mu.Lock()
 	pod := s.pod
@@ -163,8 +176,12 @@ func (f *Fleet) raise(ctx context.Context, s *state) error {
 	if pod.DeletionTimestamp != nil || ready(pod) || ended(pod) {
 		return nil
 	}
+	image := f.missing(pod)
 	patch := runningPatch(pod, s.node)
-	if s.fate.fails {
+	switch {
+	case image != "":
+		patch = waitingPatch(pod, image)
+	case s.fate.fails:
 		patch = endedPatch(pod, 1)
 	}
 	err := f.client(s.node).wire.patchStatus(ctx, pod.Namespace, pod.Name, patch)
@@ -174,7 +191,10 @@ func (f *Fleet) raise(ctx context.Context, s *state) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	// The watch will say so, too; until then nothing is to be written again.
-	if s.pod == pod {
+	switch {
+	case image != "":
+		s.stuck = true
+	case s.pod == pod:
 		seen := *pod
 		if s.fate.fails {
 			seen.Status.Phase = corev1.PodFailed
@@ -239,6 +259,22 @@ func runningPatch(pod *corev1.Pod, n *node) []byte {
 		status.ContainerStatuses = append(status.ContainerStatuses, corev1.ContainerStatus{
 			Name: c.Name, Image: c.Image, ImageID: "sim://" + c.Image, ContainerID: "sim://" + string(pod.UID),
 			Ready: true, Started: &yes, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: now}},
+		})
+	}
+	return patchOf(pod, status)
+}
+
+// waitingPatch is the status of a pod one of whose images no registry has.
+func waitingPatch(pod *corev1.Pod, missing string) []byte {
+	now := metav1.Now()
+	status := corev1.PodStatus{Phase: corev1.PodPending, Conditions: conditions(now, false), StartTime: &now}
+	for _, c := range pod.Spec.Containers {
+		waiting := &corev1.ContainerStateWaiting{Reason: "PodInitializing"}
+		if c.Image == missing {
+			waiting = &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "Back-off pulling image \"" + c.Image + "\""}
+		}
+		status.ContainerStatuses = append(status.ContainerStatuses, corev1.ContainerStatus{
+			Name: c.Name, Image: c.Image, State: corev1.ContainerState{Waiting: waiting},
 		})
 	}
 	return patchOf(pod, status)

@@ -32,6 +32,9 @@ type Config struct {
 	Start, Stop Span
 	// Failures is the share of pods, 0 to 1, that fail in place of starting.
 	Failures float64
+	// Pullable says which images the nodes can get; a pod with another waits
+	// for it. Default: all.
+	Pullable func(image string) bool
 	// FinalStatus writes the status of a pod that ended before it is removed,
 	// as kubelets do, at the price of one more write.
 	FinalStatus bool

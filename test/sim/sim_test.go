@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -73,7 +74,8 @@ func TestFleet(t *testing.T) {
 	fleet, err := sim.Start(ctx, sim.Config{
 		REST: config, Nodes: 30, Failures: 0.2, Seed: 7, FinalStatus: true, Renew: 200 * time.Millisecond,
 		Start: sim.Span{Max: 50 * time.Millisecond}, Stop: sim.Span{Max: 20 * time.Millisecond},
-		Log: slog.New(slog.DiscardHandler),
+		Pullable: func(image string) bool { return image != "missing" },
+		Log:      slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -129,6 +131,28 @@ func TestFleet(t *testing.T) {
 		t.Fatal(err)
 	}
 	await("the pod of a node that left is gone", all(30))
+
+	update := func(image string) {
+		t.Helper()
+		patch := `{"spec":{"template":{"spec":{"containers":[{"name":"c","image":"` + image + `"}]}}}}`
+		_, err := client.AppsV1().DaemonSets("default").Patch(ctx, "d", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	update("missing")
+	pods := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "pods", "default", fields.Everything())
+	_, err = toolswatch.UntilWithSync(ctx, pods, &corev1.Pod{}, nil, func(e watch.Event) (bool, error) {
+		status := e.Object.(*corev1.Pod).Status
+		return status.Phase == corev1.PodPending && len(status.ContainerStatuses) == 1 &&
+			status.ContainerStatuses[0].State.Waiting != nil && status.ContainerStatuses[0].State.Waiting.Reason == "ImagePullBackOff", nil
+	})
+	if err != nil {
+		t.Fatalf("no pod waits for an image that nobody has: %v", err)
+	}
+	await("the update stops at that pod", func(s sim.Stats) bool { return s.Bound == 30 && s.Ready == 29 })
+	update("any")
+	await("all are ready with the first image", all(30))
 	if err := client.AppsV1().DaemonSets("default").Delete(ctx, "d", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
