@@ -329,13 +329,19 @@ func (f *field) readyAll() {
 
 func (f *field) setReady(p *corev1.Pod, ready bool) {
 	f.Helper()
+	f.setReadySince(p, ready, time.Now())
+}
+
+// setReadySince says of a pod that it has been ready, or not, for a while.
+func (f *field) setReadySince(p *corev1.Pod, ready bool, since time.Time) {
+	f.Helper()
 	f.served[p.UID] = true
 	status := corev1.ConditionFalse
 	if ready {
 		status = corev1.ConditionTrue
 	}
 	f.patchStatus(p, corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{
-		{Type: corev1.PodReady, Status: status, LastTransitionTime: metav1.Now()},
+		{Type: corev1.PodReady, Status: status, LastTransitionTime: metav1.NewTime(since)},
 	}})
 }
 

@@ -3,6 +3,7 @@ package upstream
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -204,4 +205,64 @@ func TestSurgeReplacesPodsNotReadyBeyondTheBudget(t *testing.T) {
 	f := started(t, 5, false, rolling(0, 3))
 	f.change(image("2"))
 	f.stays("2", 5, 5)
+}
+
+func TestSurgeWaitsForMinReadySeconds(t *testing.T) {
+	f := started(t, 5, true, rolling(0, 3))
+	long := time.Now().Add(-time.Hour)
+	for _, p := range f.cached() {
+		f.setReadySince(p, true, long)
+	}
+	f.change(image("2"), func(ds *appsv1.DaemonSet) { ds.Spec.MinReadySeconds = 600 })
+	f.stays("2", 3, 8)
+
+	// Two new pods are ready, though not for long; the old one beside each
+	// stays. An old pod that breaks is replaced beyond the budget.
+	surged, fresh := map[string]bool{}, []*corev1.Pod{}
+	for _, p := range f.cached() {
+		if p.Spec.Containers[0].Image == "example.org/daemon:2" {
+			surged[target(p)] = true
+			fresh = append(fresh, p)
+		}
+	}
+	for _, p := range fresh[:2] {
+		f.setReadySince(p, true, time.Now())
+	}
+	for _, p := range f.cached() {
+		if !surged[target(p)] {
+			f.setReadySince(p, false, time.Now())
+			break
+		}
+	}
+	f.stays("2", 4, 8)
+
+	// The two have been ready for long enough: the old ones beside them go, and
+	// the last node is free to surge.
+	for _, p := range fresh[:2] {
+		f.setReadySince(p, true, long)
+	}
+	f.stays("2", 5, 7)
+	for _, p := range f.cached() {
+		if p.Spec.Containers[0].Image == "example.org/daemon:2" {
+			f.setReadySince(p, true, long)
+		}
+	}
+	f.stays("2", 5, 5)
+}
+
+func TestSurgeReplacesADeletedPodBeyondTheBudget(t *testing.T) {
+	f := started(t, 5, true, rolling(0, 1), slowToStop)
+	f.change(image("2"))
+	f.stays("2", 1, 6)
+	on := map[string]int{}
+	for _, p := range f.cached() {
+		on[target(p)]++
+	}
+	for _, p := range f.cached() {
+		if on[target(p)] == 1 {
+			f.remove(p)
+			break
+		}
+	}
+	f.stays("2", 2, 7)
 }
