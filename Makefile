@@ -53,6 +53,18 @@ e2e: build ## run real fleets and Debian's own daemons (installs packages as roo
 test-upstream: ## hold the DaemonSet controller to upstream's cases on upstream's API server (first build: minutes)
 	cd test/upstream && go vet ./... && go test -timeout 10m ./...
 
+.PHONY: test-upstream-e2e
+test-upstream-e2e: ## run upstream's own e2e cases of DaemonSets against legion-server with simulated nodes
+	@$(BUILD) bin/ ./cmd/legion-server
+	cd test/upstream && go test -c -ldflags '-s -w' -o ../../bin/upstream-e2e.test k8s.io/kubernetes/test/e2e && \
+		go run ./e2e -server ../../bin/legion-server -binary "$(CURDIR)/bin/upstream-e2e.test"
+
+.PHONY: stock
+stock: ## build upstream's control plane into bin/stock/, to be measured beside Legion's (bench/README.md)
+	cd test/upstream && go build -ldflags '$(LDFLAGS)' -o ../../bin/stock/ k8s.io/kubernetes/cmd/kube-apiserver \
+		k8s.io/kubernetes/cmd/kube-controller-manager k8s.io/kubernetes/cmd/kube-scheduler
+	cd test/upstream && go build -ldflags '$(LDFLAGS)' -o ../../bin/stock/etcd go.etcd.io/etcd/server/v3
+
 .PHONY: check
 check: ## format, vet, staticcheck, architecture
 	@out=$$($(GOFUMPT) -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not gofumpt'd:"; echo "$$out"; exit 1; fi
