@@ -28,6 +28,8 @@ type options struct {
 	server     string
 	kubeconfig string
 	pids       string
+	stock      string
+	raised     bool
 	nodes      []int
 	runs       int
 	joins      int
@@ -43,6 +45,8 @@ func main() {
 	flag.StringVar(&o.server, "server", "bin/legion-server", "the control plane to start, anew for each run")
 	flag.StringVar(&o.kubeconfig, "kubeconfig", "", "measure the control plane of this kubeconfig `file` in place of one started here")
 	flag.StringVar(&o.pids, "pids", "", "its processes, for memory and processor time, separated by commas")
+	flag.StringVar(&o.stock, "stock", "", "measure upstream's control plane, too, with the programs of this `directory` (make stock)")
+	only := flag.String("columns", "defaults,raised,legion", "with -stock: what to measure, in this order")
 	nodes := flag.String("nodes", "1000,5000", "sizes of the fleet")
 	flag.IntVar(&o.runs, "runs", 3, "how often each size is measured")
 	flag.IntVar(&o.joins, "joins", 20, "how many nodes join one by one")
@@ -65,12 +69,16 @@ func main() {
 		}
 		o.nodes = append(o.nodes, n)
 	}
+	columns, err := columnsOf(o, *only)
+	if err != nil {
+		fail(err)
+	}
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
 	// Thousands of kubelets do not collect garbage beside a real control plane.
 	debug.SetGCPercent(400)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, o); err != nil {
+	if err := run(ctx, o, columns); err != nil {
 		stop()
 		fail(err)
 	}
@@ -81,7 +89,7 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-func run(ctx context.Context, o options) error {
+func run(ctx context.Context, o options, columns []column) error {
 	if o.scratch == "" {
 		dir, err := os.MkdirTemp("", "legion-bench-")
 		if err != nil {
@@ -89,6 +97,9 @@ func run(ctx context.Context, o options) error {
 		}
 		defer os.RemoveAll(dir)
 		o.scratch = dir
+		for i := range columns {
+			columns[i].scratch = dir
+		}
 	}
 	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
 		fmt.Printf("load before: %s", load)
@@ -99,16 +110,48 @@ func run(ctx context.Context, o options) error {
 	}
 	fmt.Printf("etcd alone, in process: %.0f durable transactions/s (one put of 2 KiB each, 64 at a time)\n", etcd)
 	for _, n := range o.nodes {
-		var results []result
-		for i := range o.runs {
-			r, err := measure(ctx, o, n, i)
-			if err != nil {
-				return fmt.Errorf("%d nodes, run %d: %w", n, i+1, err)
+		all := make([][]result, len(columns))
+		for c, column := range columns {
+			for i := range o.runs {
+				r, err := measure(ctx, column.options, n, i)
+				if err != nil {
+					return fmt.Errorf("%s, %d nodes, run %d: %w", column.name, n, i+1, err)
+				}
+				fmt.Printf("%s, %d nodes, run %d: %v\n", column.name, n, i+1, r)
+				all[c] = append(all[c], r)
 			}
-			fmt.Printf("%d nodes, run %d: %v\n", n, i+1, r)
-			results = append(results, r)
+			table(n, all[c])
 		}
-		table(n, results)
+		if len(columns) > 1 {
+			beside(n, columns, all)
+		}
 	}
 	return nil
+}
+
+// column is a control plane to measure, and how.
+type column struct {
+	name string
+	options
+}
+
+// columnsOf returns those that were asked for.
+func columnsOf(o options, only string) ([]column, error) {
+	if o.stock == "" {
+		return []column{{"Legion", o}}, nil
+	}
+	raised, legion := o, o
+	raised.raised, legion.stock = true, ""
+	known := map[string]column{
+		"defaults": {"stock, defaults", o}, "raised": {"stock, limits raised", raised}, "legion": {"Legion", legion},
+	}
+	var columns []column
+	for s := range strings.SplitSeq(only, ",") {
+		c, ok := known[s]
+		if !ok {
+			return nil, fmt.Errorf("-columns %q: defaults, raised and legion, separated by commas", only)
+		}
+		columns = append(columns, c)
+	}
+	return columns, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -38,14 +37,6 @@ func (r result) String() string {
 
 func ms(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
 
-func median[T int64 | time.Duration](values []T) T {
-	if len(values) == 0 {
-		return 0
-	}
-	sorted := slices.Sorted(slices.Values(values))
-	return sorted[len(sorted)/2]
-}
-
 const (
 	namespace = "default"
 	name      = "fleet"
@@ -78,6 +69,9 @@ func measure(ctx context.Context, o options, n, nth int) (r result, err error) {
 	}
 	r.registered = time.Since(began)
 	m := &measurement{o: o, client: client, fleet: fleet, plane: plane, n: n}
+	if err := m.untaint(ctx); err != nil {
+		return r, err
+	}
 	if err := m.settle(ctx); err != nil {
 		return r, err
 	}
@@ -279,29 +273,4 @@ func (m *measurement) join(ctx context.Context, r *result, n int) error {
 		}
 	}
 	return nil
-}
-
-func table(n int, results []result) {
-	fmt.Printf("\n| %d nodes | median | least | most |\n| --- | --- | --- | --- |\n", n)
-	row := func(what string, of func(result) time.Duration) {
-		var values []time.Duration
-		for _, r := range results {
-			values = append(values, of(r))
-		}
-		fmt.Printf("| %s | %s | %s | %s |\n", what, ms(median(values)), ms(slices.Min(values)), ms(slices.Max(values)))
-	}
-	row("all registered", func(r result) time.Duration { return r.registered })
-	row("all bound", func(r result) time.Duration { return r.bound })
-	row("all ready", func(r result) time.Duration { return r.ready })
-	row("all replaced", func(r result) time.Duration { return r.replaced })
-	row("a node joins → bound, median of each run", func(r result) time.Duration { return median(r.joins) })
-	row("CPU of the control plane until ready", func(r result) time.Duration { return r.cpuReady })
-	row("CPU of the control plane until replaced", func(r result) time.Duration { return r.cpuReplaced })
-	var now, peak []int64
-	for _, r := range results {
-		now, peak = append(now, r.memory.now), append(peak, r.memory.peak)
-	}
-	fmt.Printf("| resident, MB | %d | %d | %d |\n", median(now)>>20, slices.Min(now)>>20, slices.Max(now)>>20)
-	fmt.Printf("| resident at most, MB | %d | %d | %d |\n\n", median(peak)>>20, slices.Min(peak)>>20, slices.Max(peak)>>20)
-	_ = os.Stdout.Sync()
 }

@@ -33,6 +33,9 @@ type plane struct {
 // open starts a control plane in a directory of its own, or takes the one that
 // was named.
 func open(ctx context.Context, o options) (*plane, error) {
+	if o.stock != "" {
+		return startStock(ctx, o)
+	}
 	p := &plane{close: func() {}}
 	var err error
 	if o.kubeconfig == "" {
