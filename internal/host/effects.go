@@ -47,6 +47,7 @@ func (h *Host) transition(u *unit, t machine.Transition, now time.Time) {
 			h.o.Log.Error("cannot write the event journal", "error", err)
 		}
 	}
+	u.leaveHook(t.To)
 	h.seen(u.g, t)
 	h.jobSees(u, t)
 }
@@ -65,6 +66,10 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		service.StartPre: u.spec.StartPre, service.Start: u.spec.Start, service.StartPost: u.spec.StartPost,
 		service.Reload: u.spec.Reload, service.Stop: u.spec.Stop, service.StopPost: u.spec.StopPost,
 	}[e.Kind]
+	if c := list[e.Index]; c.HTTP != nil {
+		h.ask(u, e, c)
+		return
+	}
 	spec := *u.spec
 	q := Request{
 		Group: u.g.spec.Name, Service: spec.Name, Run: e.Run, Command: list[e.Index], Context: &spec.Exec, Env: h.environment(u, e),

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"time"
@@ -72,6 +73,8 @@ type unit struct {
 	// held is a start, stop a stop, that waits for other stages of the group.
 	held *held
 	stop *machine.Event
+	// endHook gives up the request of a hook, where one is under way.
+	endHook context.CancelFunc
 	// conn is the connection that the service is for, until it has it.
 	conn *File
 	// kept are the descriptors that the service has left here.

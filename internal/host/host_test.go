@@ -41,9 +41,11 @@ type machineFake struct {
 	broken map[string]bool
 	log    []string
 	ooms   int
-	saved  map[string]any
-	clock  Clock
-	units  []service.Group
+	// probe, where not nil, answers probes and requests of hooks.
+	probe func(context.Context, *service.Probe) (bool, string)
+	saved map[string]any
+	clock Clock
+	units []service.Group
 	// templates are found by name only.
 	templates []service.Group
 }
@@ -229,9 +231,14 @@ func (u unitsFake) Find(name string) (service.Group, error) {
 }
 func (unitsFake) Path() []string { return nil }
 
-type probesFake struct{}
+type probesFake struct{ m *machineFake }
 
-func (probesFake) Probe(context.Context, *service.Probe, Target) (bool, string) { return true, "" }
+func (p probesFake) Probe(ctx context.Context, q *service.Probe, _ Target) (bool, string) {
+	if p.m.probe != nil {
+		return p.m.probe(ctx, q)
+	}
+	return true, ""
+}
 
 type storeFake struct{ m *machineFake }
 
@@ -265,7 +272,7 @@ func (m *machineFake) hostWith(t *testing.T, saved Saved) *fixture {
 
 func (m *machineFake) options(saved Saved) Options {
 	return Options{
-		Processes: m, Cgroups: m, Logs: logsFake{}, Notes: notesFake{m.notes}, Probes: probesFake{}, Units: unitsFake{m},
+		Processes: m, Cgroups: m, Logs: logsFake{}, Notes: notesFake{m.notes}, Probes: probesFake{m}, Units: unitsFake{m},
 		Store: storeFake{m}, Saved: saved, BootID: "boot", Clock: m.clock,
 	}
 }

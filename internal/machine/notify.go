@@ -213,6 +213,7 @@ func (s *step) probed() {
 	}
 	h.Passed = false
 	if s.ev.Probe != ReadinessProbe {
+		s.StopBy = after(s.now, p.Grace)
 		s.enterStop(service.Unhealthy, fmt.Sprintf("%s probe failed %d times: %s", s.ev.Probe, h.Failures, s.ev.Message))
 	}
 }

@@ -168,20 +168,12 @@ func (c *compiler) probe(ctr *v1.Container, p *v1.Probe, at string) *service.Pro
 		SuccessThreshold: int(p.SuccessThreshold),
 		FailureThreshold: int(p.FailureThreshold),
 	}
-	if p.TerminationGracePeriodSeconds != nil {
-		c.miss("%s.terminationGracePeriodSeconds", at)
+	if g := p.TerminationGracePeriodSeconds; g != nil {
+		out.Grace = time.Duration(max(*g, 1)) * time.Second
 	}
 	switch {
 	case p.HTTPGet != nil:
-		h := p.HTTPGet
-		out.HTTP = &service.HTTPProbe{Scheme: strings.ToLower(string(h.Scheme)), Host: h.Host, Path: h.Path}
-		if out.HTTP.Host == "" {
-			out.HTTP.Host = c.node.IP
-		}
-		for _, header := range h.HTTPHeaders {
-			out.HTTP.Headers = append(out.HTTP.Headers, [2]string{header.Name, header.Value})
-		}
-		out.HTTP.Port = c.port(ctr, h.Port, at+".httpGet.port")
+		out.HTTP = c.http(ctr, p.HTTPGet, at+".httpGet")
 	case p.TCPSocket != nil:
 		out.TCP = &service.TCPProbe{Host: p.TCPSocket.Host}
 		if out.TCP.Host == "" {
@@ -192,11 +184,26 @@ func (c *compiler) probe(ctr *v1.Container, p *v1.Probe, at string) *service.Pro
 		cmd := command(p.Exec.Command)
 		out.Exec = &cmd
 	case p.GRPC != nil:
-		c.miss("%s.grpc", at)
-		return nil
+		out.GRPC = &service.GRPCProbe{Host: c.node.IP, Port: int(p.GRPC.Port)}
+		if p.GRPC.Service != nil {
+			out.GRPC.Service = *p.GRPC.Service
+		}
 	default:
 		c.miss("%s", at)
 		return nil
+	}
+	return out
+}
+
+// http is a request of a probe or a hook; it goes to the pod where it does not
+// say to whom.
+func (c *compiler) http(ctr *v1.Container, h *v1.HTTPGetAction, at string) *service.HTTPProbe {
+	out := &service.HTTPProbe{Scheme: strings.ToLower(string(h.Scheme)), Host: h.Host, Path: h.Path, Port: c.port(ctr, h.Port, at+".port")}
+	if out.Host == "" {
+		out.Host = c.node.IP
+	}
+	for _, header := range h.HTTPHeaders {
+		out.Headers = append(out.Headers, [2]string{header.Name, header.Value})
 	}
 	return out
 }

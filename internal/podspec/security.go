@@ -1,10 +1,12 @@
 package podspec
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 
 	"legion.dev/legion/internal/service"
@@ -86,22 +88,40 @@ func (c *compiler) hooks(ctr *v1.Container, at string, s *service.Service) {
 		return
 	}
 	if h := ctr.Lifecycle.PostStart; h != nil {
-		if cmd := c.hook(h, at+".lifecycle.postStart"); cmd != nil {
+		if cmd := c.hook(ctr, h, at+".lifecycle.postStart"); cmd != nil {
 			s.StartPost = []service.Command{*cmd}
 		}
 	}
 	if h := ctr.Lifecycle.PreStop; h != nil {
-		if cmd := c.hook(h, at+".lifecycle.preStop"); cmd != nil {
+		if cmd := c.hook(ctr, h, at+".lifecycle.preStop"); cmd != nil {
 			cmd.IgnoreFailure = true
 			s.Stop, s.StopAlive = []service.Command{*cmd}, true
 		}
 	}
-	if ctr.Lifecycle.StopSignal != nil {
-		c.miss("%s.lifecycle.stopSignal", at)
+	if name := ctr.Lifecycle.StopSignal; name != nil {
+		if s.Kill.Signal = signalNumber(string(*name)); s.Kill.Signal == 0 {
+			s.Kill.Signal = sigTERM
+			c.miss("%s.lifecycle.stopSignal", at)
+		}
 	}
 }
 
-func (c *compiler) hook(h *v1.LifecycleHandler, at string) *service.Command {
+// signalNumber is Linux's of a name such as SIGUSR1 or SIGRTMIN+3; 0 for none.
+func signalNumber(name string) int {
+	least, most := 34, 64
+	for base, from := range map[string]int{"SIGRTMIN": least, "SIGRTMAX": most} {
+		if rest, ok := strings.CutPrefix(name, base); ok {
+			n, err := strconv.Atoi(rest)
+			if rest != "" && err != nil || from+n < least || from+n > most {
+				return 0
+			}
+			return from + n
+		}
+	}
+	return int(unix.SignalNum(name))
+}
+
+func (c *compiler) hook(ctr *v1.Container, h *v1.LifecycleHandler, at string) *service.Command {
 	switch {
 	case h.Exec != nil && len(h.Exec.Command) > 0:
 		cmd := command(h.Exec.Command)
@@ -110,7 +130,10 @@ func (c *compiler) hook(h *v1.LifecycleHandler, at string) *service.Command {
 		cmd := command([]string{"sleep", strconv.FormatInt(h.Sleep.Seconds, 10)})
 		return &cmd
 	case h.HTTPGet != nil:
-		c.miss("%s.httpGet", at)
+		// The kubelet is content with any answer (pkg/kubelet/lifecycle).
+		get := c.http(ctr, h.HTTPGet, at+".httpGet")
+		get.AnyStatus = true
+		return &service.Command{Path: fmt.Sprintf("GET %s:%d%s", get.Host, get.Port, get.Path), HTTP: get}
 	default:
 		c.miss("%s", at)
 	}

@@ -1,4 +1,4 @@
-// Package probe asks a service how it is: over HTTP, by opening a TCP
+// Package probe asks a service how it is: over HTTP, gRPC, by opening a TCP
 // connection, or by a command. What counts as well is what the kubelet counts
 // as well (pkg/probe of Kubernetes).
 package probe
@@ -39,10 +39,12 @@ func Run(ctx context.Context, p *service.Probe, run Command) (ok bool, message s
 		return get(ctx, p.HTTP)
 	case p.TCP != nil:
 		return connect(ctx, p.TCP)
+	case p.GRPC != nil:
+		return checkHealth(ctx, p.GRPC)
 	case p.Exec != nil:
 		return execute(ctx, p.Exec, run, timeout)
 	default:
-		return false, "the probe says neither http, tcp nor exec"
+		return false, "the probe says neither http, tcp, grpc nor exec"
 	}
 }
 
@@ -116,6 +118,9 @@ func get(ctx context.Context, p *service.HTTPProbe) (bool, string) {
 	defer res.Body.Close()
 	if _, err := io.Copy(io.Discard, io.LimitReader(res.Body, maxBody)); err != nil {
 		return false, err.Error()
+	}
+	if p.AnyStatus {
+		return true, ""
 	}
 	if res.StatusCode < 200 || res.StatusCode >= 400 {
 		return false, fmt.Sprintf("HTTP probe failed with statuscode: %d", res.StatusCode)

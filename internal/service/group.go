@@ -228,6 +228,9 @@ type Command struct {
 	Path string `json:"path"`
 	// Argv has argv[0] in front.
 	Argv []string `json:"argv"`
+	// HTTP, where not nil, is a request that is made in place of a process, as
+	// a container's hook may be; Path names it in messages.
+	HTTP *HTTPProbe `json:"http,omitempty"`
 	// IgnoreFailure is the prefix "-".
 	IgnoreFailure bool `json:"ignoreFailure,omitempty"`
 	// NoExpand is the prefix ":": no environment variable substitution.
@@ -442,11 +445,12 @@ const (
 	NotifyAll  NotifyAccess = "all"
 )
 
-// Probe asks a running service how it is. Exactly one of HTTP, TCP, Exec
+// Probe asks a running service how it is. Exactly one of HTTP, TCP, GRPC, Exec
 // and Log is set. The meaning of the numbers is Kubernetes' (core/v1 Probe).
 type Probe struct {
 	HTTP *HTTPProbe `json:"http,omitempty"`
 	TCP  *TCPProbe  `json:"tcp,omitempty"`
+	GRPC *GRPCProbe `json:"grpc,omitempty"`
 	Exec *Command   `json:"exec,omitempty"`
 	// Log is a regular expression; it succeeds once a line that the run has
 	// written matches.
@@ -457,6 +461,9 @@ type Probe struct {
 	Timeout          time.Duration `json:"timeout,omitempty"` // 0 is 1 s
 	SuccessThreshold int           `json:"successThreshold,omitempty"`
 	FailureThreshold int           `json:"failureThreshold,omitempty"` // 0 is 3
+	// Grace, where not 0, bounds the stop that failures bring about, in place
+	// of the group's.
+	Grace time.Duration `json:"grace,omitempty"`
 }
 
 // HTTPProbe succeeds on a status from 200 to 399.
@@ -466,6 +473,16 @@ type HTTPProbe struct {
 	Port    int         `json:"port"`
 	Path    string      `json:"path,omitempty"`
 	Headers [][2]string `json:"headers,omitempty"`
+	// AnyStatus: an answer is enough, whatever it is.
+	AnyStatus bool `json:"anyStatus,omitempty"`
+}
+
+// GRPCProbe succeeds when the health service of gRPC (grpc.health.v1) says that
+// Service, empty for the server as a whole, is serving.
+type GRPCProbe struct {
+	Host    string `json:"host,omitempty"`
+	Port    int    `json:"port"`
+	Service string `json:"service,omitempty"`
 }
 
 // TCPProbe succeeds when a connection opens.
