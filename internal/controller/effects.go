@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apiserver/pkg/storage/names"
 
 	"legion.dev/legion/internal/daemonset"
 )
@@ -82,8 +83,15 @@ func (c *daemons) land(ctx context.Context, s *set, node string) {
 func (c *daemons) createPod(ctx context.Context, s *set, f *flight) {
 	ds, node := s.ds, f.action.Node
 	pod := s.newPod(node, c.bind)
+	// Named here, so that what may have been carried out is not done once more.
+	if pod.Name = s.unsure[node]; pod.Name == "" {
+		pod.Name = names.SimpleNameGenerator.GenerateName(pod.GenerateName)
+	}
 	c.tryWrite(ctx, s, func(ctx context.Context) (func(), error) {
 		made, err := c.client.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
+		if apierrors.IsAlreadyExists(err) {
+			made, err = c.madeBefore(ctx, ds, pod.Name, node, err)
+		}
 		switch {
 		case err == nil:
 			c.events.Eventf(ds, corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %v", made.Name)
@@ -92,10 +100,63 @@ func (c *daemons) createPod(ctx context.Context, s *set, f *flight) {
 		}
 		return func() {
 			if c.sets[s.name] == s {
+				delete(s.unsure, node)
+				if uncertain(err) {
+					s.unsure[node] = pod.Name
+				}
 				c.created(ctx, s, f, made, err)
 			}
 		}, err
 	})
+}
+
+// madeBefore returns the pod that has the name already, if it is ours and the
+// answer to its creation was lost; else the error.
+func (c *daemons) madeBefore(ctx context.Context, ds *appsv1.DaemonSet, name, node string, exists error) (*corev1.Pod, error) {
+	pod, err := c.client.CoreV1().Pods(ds.Namespace).Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case uncertain(err):
+		return nil, err
+	case err != nil || pod.DeletionTimestamp != nil || targetNode(pod) != node || !metav1.IsControlledBy(pod, ds):
+		return nil, exists
+	}
+	return pod, nil
+}
+
+// ask asks the API server whether a pod was made, whose creation failed and may
+// have been carried out. Until it is known it counts as being made.
+func (c *daemons) ask(ctx context.Context, s *set, f *flight) {
+	node := f.action.Node
+	name := s.unsure[node]
+	c.tryWrite(ctx, s, func(ctx context.Context) (func(), error) {
+		pod, err := c.client.CoreV1().Pods(s.name.Namespace).Get(ctx, name, metav1.GetOptions{})
+		return func() {
+			switch {
+			case c.sets[s.name] != s || s.flights[node] != f:
+			case err == nil:
+				f.version = pod.ResourceVersion
+				c.touch(ctx, s, node)
+			case apierrors.IsNotFound(err):
+				c.land(ctx, s, node)
+				c.pump(ctx, s)
+			default:
+				c.later(s, func() { c.ask(ctx, s, f) })
+			}
+		}, err
+	})
+}
+
+// uncertain says whether a write that failed may have been carried out.
+func uncertain(err error) bool {
+	if err == nil {
+		return false
+	}
+	switch apierrors.ReasonForError(err) {
+	case metav1.StatusReasonUnknown, metav1.StatusReasonInternalError, metav1.StatusReasonTimeout,
+		metav1.StatusReasonServerTimeout, metav1.StatusReasonServiceUnavailable:
+		return true
+	}
+	return false
 }
 
 func (c *daemons) created(ctx context.Context, s *set, f *flight, made *corev1.Pod, err error) {
@@ -107,7 +168,11 @@ func (c *daemons) created(ctx context.Context, s *set, f *flight, made *corev1.P
 		p.pause = time.Now().Add(pause(p.errors))
 		p.errors++
 		p.window = 1
-		c.land(ctx, s, f.action.Node)
+		if s.unsure[f.action.Node] != "" {
+			c.later(s, func() { c.ask(ctx, s, f) })
+		} else {
+			c.land(ctx, s, f.action.Node)
+		}
 	} else {
 		p.errors = 0
 		p.window++
@@ -140,23 +205,53 @@ func (c *daemons) deletePod(ctx context.Context, s *set, a daemonset.Action) {
 		case err == nil:
 			c.events.Eventf(ds, corev1.EventTypeNormal, "SuccessfulDelete", "Deleted pod: %v (%s)", a.Pod, a.Reason)
 			return nil, nil
-		case apierrors.IsNotFound(err) || apierrors.IsConflict(err) || ctx.Err() != nil:
-			// The cache will show it; a pod of another UID is not meant.
+		case apierrors.IsNotFound(err) || ctx.Err() != nil:
+			// The cache will show it.
 			return nil, nil
+		case apierrors.IsConflict(err):
+			// A pod of another UID is not meant, or somebody wrote to it meanwhile.
+			return func() { c.later(s, func() { c.stays(ctx, s, a) }) }, err
 		}
 		c.events.Eventf(ds, corev1.EventTypeWarning, "FailedDelete", "Error deleting pod %v: %v", a.Pod, err)
 		return func() {
 			c.log.Warn("cannot delete a daemon pod", "daemonset", s.name, "pod", a.Pod, "reason", a.Reason, "error", err)
 			// Judged anew after a pause; until then it still counts as going.
-			time.AfterFunc(time.Second, func() {
-				c.queue.Add(item{kind: wrote, set: s.name, done: &done{func() {
-					delete(s.doomed[a.Node], a.UID)
-					if c.sets[s.name] == s {
-						c.touch(ctx, s, a.Node)
-					}
-				}}})
+			c.later(s, func() {
+				if uncertain(err) {
+					c.stays(ctx, s, a)
+				} else {
+					c.spare(ctx, s, a)
+				}
 			})
 		}, err
+	})
+}
+
+// later does something in the loop after a pause.
+func (c *daemons) later(s *set, apply func()) {
+	c.after(time.Second, item{kind: wrote, set: s.name, done: &done{apply}})
+}
+
+// spare judges anew a node whose pod was not deleted after all.
+func (c *daemons) spare(ctx context.Context, s *set, a daemonset.Action) {
+	delete(s.doomed[a.Node], a.UID)
+	if c.sets[s.name] == s {
+		c.touch(ctx, s, a.Node)
+	}
+}
+
+// stays asks the API server whether a pod is being deleted, whose deletion
+// failed and may have been carried out: the cache may be behind.
+func (c *daemons) stays(ctx context.Context, s *set, a daemonset.Action) {
+	c.tryWrite(ctx, s, func(ctx context.Context) (func(), error) {
+		pod, err := c.client.CoreV1().Pods(s.name.Namespace).Get(ctx, a.Pod, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err), err == nil && (pod.UID != a.UID || pod.DeletionTimestamp != nil):
+			return nil, nil
+		case err != nil:
+			return func() { c.later(s, func() { c.stays(ctx, s, a) }) }, err
+		}
+		return func() { c.spare(ctx, s, a) }, nil
 	})
 }
 
@@ -225,6 +320,7 @@ func (c *daemons) orphan(ctx context.Context, name types.NamespacedName) {
 					delete(c.claims, pod.UID)
 					if err != nil {
 						c.log.Warn("cannot adopt a pod", "daemonset", s.name, "pod", pod.Name, "error", err)
+						c.after(time.Second, item{kind: orphanSeen, set: name})
 					}
 				}
 			})

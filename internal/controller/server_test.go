@@ -113,7 +113,8 @@ func newField(t *testing.T) *field {
 }
 
 // restate does what agents do whose nodes were taken for lost, on a machine
-// too busy to renew a Lease in time: they say that they are ready.
+// too busy to renew a Lease in time: they say that they are ready, and their
+// pods too.
 func (f *field) restate() {
 	for f.ctx.Err() == nil {
 		w, err := client.CoreV1().Nodes().Watch(f.ctx, metav1.ListOptions{LabelSelector: "field=" + f.ns})
@@ -129,9 +130,28 @@ func (f *field) restate() {
 			silent := f.silent[node.Name]
 			f.mu.Unlock()
 			for _, c := range node.Status.Conditions {
-				if c.Type == corev1.NodeReady && c.Status == corev1.ConditionUnknown && !silent {
+				switch {
+				case c.Type != corev1.NodeReady || silent:
+				case c.Status == corev1.ConditionUnknown:
 					_ = f.patchReady(node.Name, corev1.ConditionTrue)
+				case c.Status == corev1.ConditionTrue:
+					f.restatePods(node.Name)
 				}
+			}
+		}
+	}
+}
+
+// restatePods makes those pods of a node ready again that became unready with it.
+func (f *field) restatePods(node string) {
+	list, err := client.CoreV1().Pods(f.ns).List(f.ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + node})
+	if err != nil {
+		return
+	}
+	for _, pod := range list.Items {
+		for _, c := range pod.Status.Conditions {
+			if c.Type == corev1.PodReady && c.Reason == "NodeNotReady" {
+				f.setPod(pod.Name, corev1.PodRunning, true)
 			}
 		}
 	}
@@ -179,7 +199,7 @@ func (f *field) setPod(name string, phase corev1.PodPhase, ready bool) {
 	if ready {
 		status = corev1.ConditionTrue
 	}
-	patch := fmt.Sprintf(`{"status":{"phase":%q,"conditions":[{"type":"Ready","status":%q,"lastTransitionTime":%q}]}}`,
+	patch := fmt.Sprintf(`{"status":{"phase":%q,"conditions":[{"type":"Ready","status":%q,"reason":"Test","lastTransitionTime":%q}]}}`,
 		phase, status, time.Now().UTC().Format(time.RFC3339))
 	_, err := client.CoreV1().Pods(f.ns).Patch(f.ctx, name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
 	if err != nil && !apierrors.IsNotFound(err) && f.ctx.Err() == nil {

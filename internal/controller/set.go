@@ -44,6 +44,9 @@ type set struct {
 	// doomed are pods whose deletion was asked for and is not seen yet.
 	doomed   map[string]map[types.UID]bool
 	failures map[string]daemonset.Failures
+	// unsure are the names of pods that may have been made though an error was
+	// the answer, by node.
+	unsure map[string]string
 	// unfit says why no pod fits, by node.
 	unfit map[string]string
 
@@ -82,6 +85,7 @@ func newSet(name types.NamespacedName, ds *appsv1.DaemonSet) *set {
 		flights:  map[string]*flight{},
 		doomed:   map[string]map[types.UID]bool{},
 		failures: map[string]daemonset.Failures{},
+		unsure:   map[string]string{},
 		unfit:    map[string]string{},
 		merged:   map[string]string{},
 		creates:  creates{window: 1},

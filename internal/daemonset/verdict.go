@@ -366,10 +366,13 @@ func (j *judge) updateSurging(young, old *Pod) {
 	case young != nil:
 		s.Serving = one(j.available(young))
 	}
+	// A pod that is only asked to go still runs.
+	asked := slices.ContainsFunc(j.present, func(o Pod) bool { return o.Asked })
 	switch {
 	case old == nil:
-		// An old pod that is only asked to go still runs beside the new one.
-		s.Surging = one(j.out() || slices.ContainsFunc(j.present, func(o Pod) bool { return o.Asked }))
+		s.Surging = one(j.out() || asked)
+	case young == nil && asked:
+		s.Surging = 1
 	case young != nil:
 		if j.available(young) {
 			j.delete(old, Superseded, "%s of the current revision is available", young.Name)
