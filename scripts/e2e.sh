@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(cron openssh-server openssh-client apache2 prometheus-node-exporter)
+packages=(cron openssh-server openssh-client apache2 prometheus-node-exporter runc)
 missing=()
 for p in "${packages[@]}"; do
 	dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing+=("$p")
@@ -40,4 +40,5 @@ fi
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -z "$(find /var/lib/apt/lists -name '*Packages*' -print -quit)" ]; then
 	apt-get -q update
 fi
+LEGION_E2E=1 go test -count=1 -timeout 10m -run 'TestImages$' -v ./internal/app/agentd | grep -vE '^(=== (RUN|PAUSE|CONT|NAME))'
 LEGION_E2E=1 LEGION_BIN="$PWD/bin" go test -count=1 -timeout 30m -v ./test/... 2>&1 | grep -vE '^(=== (RUN|PAUSE|CONT|NAME))'

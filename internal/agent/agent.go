@@ -5,6 +5,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,6 +57,11 @@ type Options struct {
 	Root bool
 	// PodPids is how many processes a pod may have; 0 is no limit.
 	PodPids int64
+	// OCIRuntime is the program that runs images; empty is runc or crun,
+	// whichever there is, and "none" is to run none.
+	OCIRuntime string
+	// Images is the directory of the image store; empty is beside Dir.
+	Images string
 }
 
 // Check refuses what cannot work.
@@ -122,9 +128,21 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 	if err := os.MkdirAll(node.PodDir, 0o700); err != nil {
 		return fmt.Errorf("cannot make the directory of the pods' volumes: %w", err)
 	}
+	var store *keeper
+	if o.Root {
+		node.OCI = findRuntime(o.OCIRuntime, log)
+	}
+	if node.OCI != nil {
+		if store, err = openImages(cmp.Or(o.Images, filepath.Join(filepath.Dir(o.Dir), "images"))); err != nil {
+			return err
+		}
+	}
 	p := newPods(node, host, api, api, disk{node.PodDir, api}, log)
+	if store != nil {
+		p.images = store
+	}
 	h := &heartbeat{
-		node: nodeInput{Name: o.Node, IP: o.NodeIP, Version: o.Version, Labels: labels},
+		node: nodeInput{Name: o.Node, IP: o.NodeIP, Version: o.Version, Labels: labels, Images: node.OCI != nil},
 		api:  api, log: log, read: read,
 		hostState: make(chan error), registered: make(chan struct{}),
 	}

@@ -35,7 +35,9 @@ type nodeInput struct {
 	Facts             facts
 	// HostTrouble is why pods cannot run here now, empty if they can.
 	HostTrouble string
-	Now         time.Time
+	// Images: the node runs images, too.
+	Images bool
+	Now    time.Time
 }
 
 // makeNode is the Node object as it is registered.
@@ -56,11 +58,24 @@ func makeNode(in nodeInput) *v1.Node {
 				KubeletVersion:          kubeletVersion,
 				OperatingSystem:         runtime.GOOS, Architecture: runtime.GOARCH,
 			},
-			RuntimeHandlers: []v1.NodeRuntimeHandler{{Name: podspec.HostRuntime, Features: &v1.NodeRuntimeHandlerFeatures{}}},
+			RuntimeHandlers: handlers(in.Images),
 		},
 	}
 	node.Status.Conditions = nodeConditions(in, nil)
 	return node
+}
+
+// handlers are the node's runtimes; that of no name is of pods without a class.
+func handlers(images bool) []v1.NodeRuntimeHandler {
+	names := []string{podspec.HostRuntime}
+	if images {
+		names = []string{"", podspec.HostRuntime, podspec.OCIRuntime}
+	}
+	var out []v1.NodeRuntimeHandler
+	for _, n := range names {
+		out = append(out, v1.NodeRuntimeHandler{Name: n, Features: &v1.NodeRuntimeHandlerFeatures{}})
+	}
+	return out
 }
 
 func nodeLabels(in nodeInput) map[string]string {

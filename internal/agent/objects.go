@@ -117,7 +117,9 @@ func (p *pods) compile(r *record) {
 		r.volumes = podspec.Volumes(r.pod, p.node, known)
 		r.stale = r.stale || len(r.volumes) > 0
 	}
-	group, report := podspec.Compile(r.pod, p.node, known)
+	node := p.node
+	node.Images = r.pulled()
+	group, report := podspec.Compile(r.pod, node, known)
 	if len(report.Blocked) > 0 && (r.put || r.host != nil) {
 		if r.group == nil {
 			r.group, r.report = &group, report

@@ -49,6 +49,8 @@ type pods struct {
 	records map[types.UID]*record
 	objects objects
 	files   files
+	// images is nil where the node runs none.
+	images images
 	// swept: what pods left that are gone was removed.
 	swept bool
 	// listed: the server has told all pods at least once.
@@ -109,6 +111,9 @@ func (p *pods) next(now time.Time) time.Time {
 		earliest(r.toDisk.retryAt)
 		earliest(r.tokens.next())
 		earliest(r.deadline())
+		for _, w := range r.images {
+			earliest(w.next())
+		}
 		if _, at := r.apiAction(p.hostSynced, now); !at.IsZero() {
 			earliest(at)
 		}
@@ -286,6 +291,7 @@ func (p *pods) groupRemoved(r *record) {
 // step makes the requests that a record wants now.
 func (p *pods) step(ctx context.Context, r *record, now time.Time) {
 	if p.hostSynced {
+		p.fetch(r, now)
 		p.write(p.life, r, now)
 		r.observe(p.node.IP, now)
 		if r.toHost.free(now) {

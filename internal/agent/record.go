@@ -71,6 +71,9 @@ type record struct {
 	diskTrouble    string
 	tokens         tokens
 
+	// images are those that the pod needs, by name.
+	images map[string]*wanted
+
 	toHost, toAPI, toDisk lane
 
 	// changed and ended are there where somebody waits: for news, and until

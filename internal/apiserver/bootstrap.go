@@ -22,6 +22,9 @@ import (
 // processes of the host.
 const HostRuntimeClass = "host"
 
+// OCIRuntimeClass is that of pods that run images; without a class they do, too.
+const OCIRuntimeClass = "oci"
+
 // bootstrapTime bounds how long a server tries to put into its store what must
 // be there.
 const bootstrapTime = 30 * time.Second
@@ -62,11 +65,13 @@ func bootstrapOnce(ctx context.Context, client kubernetes.Interface) error {
 			return unlessThere(err, "priority class "+class.Name)
 		})
 	}
-	group.Go(func() error {
-		class := &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: HostRuntimeClass}, Handler: HostRuntimeClass}
-		_, err := client.NodeV1().RuntimeClasses().Create(ctx, class, metav1.CreateOptions{})
-		return unlessThere(err, "RuntimeClass "+HostRuntimeClass)
-	})
+	for _, name := range []string{HostRuntimeClass, OCIRuntimeClass} {
+		group.Go(func() error {
+			class := &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Handler: name}
+			_, err := client.NodeV1().RuntimeClasses().Create(ctx, class, metav1.CreateOptions{})
+			return unlessThere(err, "RuntimeClass "+name)
+		})
+	}
 	return group.Wait()
 }
 

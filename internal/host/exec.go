@@ -72,12 +72,33 @@ func (h *Host) execRequest(u *unit, r hostapi.ExecRequest) ExecRequest {
 	if r.TTY {
 		env = append(env, "TERM=xterm")
 	}
+	if spec.Exec.Container != nil {
+		return u.containerExec(&spec, r, env)
+	}
 	return ExecRequest{
 		Request: Request{
 			Group: u.g.spec.Name, Service: spec.Name, Run: u.in.Run, Context: &spec.Exec, Env: env,
 			Command: service.Command{Path: r.Argv[0], Argv: r.Argv, NoExpand: true},
 		},
 		Beside: u.in.Main.PID, TTY: r.TTY, limits: spec.Resources,
+	}
+}
+
+// containerExec has the OCI runtime run the command: it knows the container's
+// namespaces, user and environment.
+func (u *unit) containerExec(spec *service.Service, r hostapi.ExecRequest, env []string) ExecRequest {
+	c := spec.Exec.Container
+	argv := []string{c.Program, "--root", c.State, "exec"}
+	if r.TTY {
+		argv = append(argv, "--tty")
+	}
+	argv = append(append(argv, c.ID), r.Argv...)
+	return ExecRequest{
+		Request: Request{
+			Group: u.g.spec.Name, Service: spec.Name, Run: u.in.Run, Context: &spec.Exec, Env: env,
+			Command: service.Command{Path: c.Program, Argv: argv, NoExpand: true, FullPrivileges: true},
+		},
+		TTY: r.TTY, limits: spec.Resources,
 	}
 }
 

@@ -51,6 +51,50 @@ func Prepare(owner, root string, list []service.Mount) error {
 	return nil
 }
 
+// Sources makes ready what is to be mounted, and no mount points: a container's
+// are its runtime's to make.
+func Sources(list []service.Mount) error {
+	if len(list) == 0 {
+		return nil
+	}
+	unlock, err := lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for i := range list {
+		m := &list[i]
+		if err := source(m); err != nil {
+			return fmt.Errorf("volume for %q: %w", m.Target, err)
+		}
+		if _, err := isDir(m); err != nil {
+			return fmt.Errorf("volume for %q: %w", m.Target, err)
+		}
+	}
+	return nil
+}
+
+// ReleaseSources takes away what Sources made.
+func ReleaseSources(list []service.Mount) error {
+	var problems []error
+	for i := range list {
+		problems = append(problems, forget(&list[i]))
+	}
+	return errors.Join(problems...)
+}
+
+// forget ends a memory file system.
+func forget(m *service.Mount) error {
+	if !m.Tmpfs {
+		return nil
+	}
+	err := unix.Unmount(m.Source, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return fmt.Errorf("cannot unmount %q: %w", m.Source, err)
+}
+
 // Release takes away what Prepare made for owner. Nothing of it may run.
 func Release(owner string, list []service.Mount) error {
 	if len(list) == 0 {
@@ -65,11 +109,7 @@ func Release(owner string, list []service.Mount) error {
 	for i := len(list) - 1; i >= 0; i-- {
 		m := &list[i]
 		unpoint(owner, m.Target)
-		if m.Tmpfs {
-			if err := unix.Unmount(m.Source, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-				problems = append(problems, fmt.Errorf("cannot unmount %q: %w", m.Source, err))
-			}
-		}
+		problems = append(problems, forget(m))
 	}
 	return errors.Join(problems...)
 }

@@ -66,16 +66,21 @@ func (c *compiler) container(ctr *v1.Container, at string) service.Service {
 	for _, word := range append(append([]string{}, ctr.Command...), ctr.Args...) {
 		argv = append(argv, expansion.Expand(word, expand))
 	}
-	if len(ctr.Command) == 0 || argv[0] == "" {
+	switch {
+	case OCI(c.pod):
+		s.Start = []service.Command{{Argv: argv}}
+	case len(ctr.Command) == 0 || argv[0] == "":
 		c.block(ctr.Name, ConfigError, "container %q has no command: runtime %q runs programs of the node, there is no image whose entrypoint could be taken; set %s.command", ctr.Name, HostRuntime, at)
 		return s
+	default:
+		s.Start = []service.Command{command(argv)}
 	}
-	s.Start = []service.Command{command(argv)}
 	c.user(ctr, at, &s.Exec)
 	c.hooks(ctr, at, &s)
 	s.Readiness = c.probe(ctr, ctr.ReadinessProbe, at+".readinessProbe")
 	s.Liveness = c.probe(ctr, ctr.LivenessProbe, at+".livenessProbe")
 	s.Startup = c.probe(ctr, ctr.StartupProbe, at+".startupProbe")
+	c.contain(ctr, &s)
 	return s
 }
 
@@ -151,7 +156,7 @@ func (c *compiler) user(ctr *v1.Container, at string, exec *service.ExecContext)
 	if gid != nil {
 		exec.Group = strconv.FormatInt(*gid, 10)
 	}
-	if root := (uid == nil && c.node.Root) || (uid != nil && *uid == 0); nonRoot != nil && *nonRoot && root {
+	if root := (uid == nil && c.node.Root) || (uid != nil && *uid == 0); nonRoot != nil && *nonRoot && root && !OCI(c.pod) {
 		c.block(ctr.Name, ConfigError, "container %q has runAsNonRoot and would run as root on node %s: set %s.securityContext.runAsUser to another user's number", ctr.Name, c.node.Name, at)
 	}
 }

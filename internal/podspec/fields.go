@@ -29,13 +29,14 @@ type Field struct {
 // Fields is what runtime "host" makes of a pod. What Compile lists as not
 // honoured is in it; docs/PODS.md is made of it.
 var Fields = []Field{
-	{"spec.runtimeClassName", Everywhere, "`host`; pods of another class or of none wait, and say so"},
+	{"spec.runtimeClassName", Everywhere, "`host`; `oci` and none are run from their image, see below; pods of another class wait, and say so"},
 	{"spec.restartPolicy", Everywhere, "back-off as the kubelet's: at once, 10 s, doubling to 5 min, forgotten after 10 min"},
 	{"spec.terminationGracePeriodSeconds", Everywhere, "at least a second"},
 	{"spec.initContainers[]", Everywhere, "one after the other, also the restartable ones (sidecars), which end last; each field as of `spec.containers[]`. The pod waits as a whole for what any of its containers lacks"},
 	{"spec.ephemeralContainers", Nowhere, ""},
 	{"spec.activeDeadlineSeconds", Everywhere, "while the agent runs"},
-	{"spec.hostNetwork, hostPID, hostIPC, shareProcessNamespace", NoMeaning, "a process of the host has them"},
+	{"spec.hostNetwork, hostPID, hostIPC", NoMeaning, "a process of the host has them"},
+	{"spec.shareProcessNamespace", Partly, "a process of the host shares the host's; containers of an image have one each, and do not share it yet"},
 	{"spec.hostUsers", Nowhere, "false"},
 	{"spec.hostname", Nowhere, ""},
 	{"spec.subdomain", Nowhere, ""},
@@ -115,5 +116,30 @@ func FieldTable() string {
 	for _, f := range Fields {
 		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", f.Path, f.Honour, f.Note)
 	}
+	b.WriteString("\n# Pods of images\n\n" +
+		"A pod of class `oci`, or of none, runs the image of each container by the node's OCI runtime (`runc`, else `crun`; `legion-agent --oci-runtime`), where `legiond` runs as root. " +
+		"A node without one says so by the handlers in its status, a DaemonSet by the condition `Degraded` with reason `NoRuntime`. The table above holds but for these:\n\n" +
+		"| field | honoured | |\n| --- | --- | --- |\n")
+	for _, f := range OCIFields {
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", f.Path, f.Honour, f.Note)
+	}
 	return b.String()
+}
+
+// OCIFields is what is otherwise for pods of images.
+var OCIFields = []Field{
+	{"spec.hostNetwork", Partly, "pods use the node's network in any case: there is no other on offer. With true the container also has the node's host name"},
+	{"spec.hostPID, hostIPC", Everywhere, "else each container has its own"},
+	{"spec.hostname", Everywhere, "without it, the pod's name"},
+	{"spec.dnsPolicy, hostAliases", Partly, "the node's /etc/resolv.conf and /etc/hosts are seen, read-only"},
+	{"spec.imagePullSecrets[]", Everywhere, "of both types; a key may be a host, with a pattern or a path; each login that fits is tried"},
+	{"spec.containers[].image", Everywhere, "a name with a tag or a digest; of an index, the image of the node's platform. A changed one counts for the next pod"},
+	{"spec.containers[].imagePullPolicy", Everywhere, "when the pod begins; a restart of a container runs the image that is there. ErrImagePull, ImagePullBackOff (10 s, doubling to 5 min), ErrImageNeverPull, InvalidImageName"},
+	{"spec.containers[].command, args, workingDir, env[]", Everywhere, "over the image's ENTRYPOINT, CMD, WORKDIR and ENV as Kubernetes has it"},
+	{"spec.containers[].securityContext.runAsUser, runAsGroup, runAsNonRoot", Everywhere, "over the image's USER; names are looked up in the image's own files, and its groups for the user are added"},
+	{"spec.containers[].securityContext.capabilities", Everywhere, "added to and dropped from the usual ones of containers"},
+	{"spec.containers[].securityContext.privileged", Everywhere, "all capabilities and devices; nothing of /proc and /sys is hidden"},
+	{"spec.containers[].securityContext.procMount", Everywhere, ""},
+	{"spec.containers[].volumeMounts[]", Everywhere, "as above; each run has a new writable layer over the image"},
+	{"spec.containers[].lifecycle.stopSignal", Nowhere, "the image's STOPSIGNAL is sent"},
 }

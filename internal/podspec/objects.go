@@ -65,6 +65,11 @@ func References(pod *v1.Pod) []Ref {
 			}
 		}
 	}
+	if OCI(pod) {
+		for _, s := range pod.Spec.ImagePullSecrets {
+			add(Secret, s.Name)
+		}
+	}
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
 		if v.ConfigMap != nil {

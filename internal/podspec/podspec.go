@@ -13,6 +13,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"legion.dev/legion/internal/ocispec"
 	"legion.dev/legion/internal/service"
 )
 
@@ -50,6 +51,18 @@ type Node struct {
 	// Allocatable stands in for limits that a resourceFieldRef asks for and
 	// the container does not set.
 	Allocatable v1.ResourceList
+	// OCI is the runtime of pods that run images, nil where there is none.
+	OCI *ocispec.Runtime
+	// Images are those of the pod, by the names in it.
+	Images map[string]Pulled
+}
+
+// Handlers are the runtime handlers of the node.
+func (n Node) Handlers() []string {
+	if n.OCI == nil {
+		return []string{HostRuntime}
+	}
+	return []string{HostRuntime, OCIRuntime}
 }
 
 // Blocked says why a container cannot run at all, and what to do.
@@ -69,6 +82,8 @@ type Report struct {
 	Remarks []string `json:",omitempty"`
 	// Blocked is empty where the group can run.
 	Blocked []Blocked
+	// Images are what the containers run, by their names.
+	Images map[string]string `json:",omitempty"`
 }
 
 // GroupName is the name of a pod's group.
@@ -197,12 +212,12 @@ func (c *compiler) blockedAsWhole() bool {
 	}
 	for _, ctr := range Containers(c.pod) {
 		switch {
-		case class == "":
+		case class == "" && c.node.OCI == nil:
 			c.block(ctr.Name, RuntimeNotFound, "no runtime for image %q on this node: node %s has runtime handlers: %s; set runtimeClassName: %s and a command that exists on the node, or run the pod on a node with a container runtime",
 				ctr.Image, c.node.Name, HostRuntime, HostRuntime)
-		case class != HostRuntime:
+		case class != HostRuntime && !(OCI(c.pod) && c.node.OCI != nil):
 			c.block(ctr.Name, RuntimeNotFound, "no runtime handler for runtimeClassName %q on this node: node %s has runtime handlers: %s; set runtimeClassName: %s, or run the pod on a node with that handler",
-				class, c.node.Name, HostRuntime, HostRuntime)
+				class, c.node.Name, strings.Join(c.node.Handlers(), ", "), HostRuntime)
 		case spec.OS != nil && string(spec.OS.Name) != runtime.GOOS:
 			c.block(ctr.Name, ConfigError, "spec.os.name is %q and node %s runs %s: select other nodes with nodeSelector kubernetes.io/os", spec.OS.Name, c.node.Name, runtime.GOOS)
 		}

@@ -26,6 +26,9 @@ func container(in Input, c *v1.Container, prev *v1.ContainerStatus) v1.Container
 		out = *prev.DeepCopy()
 		out.Image = c.Image
 	}
+	if id := in.Report.Images[c.Name]; id != "" {
+		out.ImageID = id
+	}
 	no := false
 	out.Ready, out.Started = false, &no
 	st := serviceOf(in.Group, c.Name)
@@ -85,7 +88,11 @@ func observe(out *v1.ContainerStatus, in Input, st *service.Status) {
 		}
 	}
 	// The host counts from its last start, a status for the pod's whole life.
-	out.RestartCount = max(restartCount, int32(min(st.Restarts, 1<<30)))
+	restarts := st.Restarts
+	if ended := st.Main != nil && st.Main.Exit != nil; ended && (st.State == service.StartPre || st.State == service.Start) {
+		restarts-- // the run that is counted last has no process yet
+	}
+	out.RestartCount = max(restartCount, int32(min(restarts, 1<<30)))
 
 	running := st.Main != nil && st.Main.Exit == nil
 	switch {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"legion.dev/legion/internal/bundle"
 	"legion.dev/legion/internal/mounts"
 	"legion.dev/legion/internal/sandbox"
 	"legion.dev/legion/internal/service"
@@ -82,6 +83,12 @@ func (r *Runner) prepare(q *Request, l *launch) *StartError {
 	if fail := makeDirectories(&c, q.Dirs, id); fail != nil {
 		return fail
 	}
+	if c.Container != nil && q.Join == 0 {
+		if err := bundle.Prepare(c.Container, c.Mounts, q.Cgroup); err != nil {
+			return &StartError{Stage: "make its container ready", Err: err, Code: sandbox.CodeNamespace}
+		}
+		c.Mounts = nil // they are the container's
+	}
 	if len(c.Mounts) > 0 && q.Join == 0 {
 		if err := mounts.Prepare(q.Group, rootOf(&c), c.Mounts); err != nil {
 			return &StartError{Stage: "make its mounts ready", Err: err, Code: sandbox.CodeNamespace}
@@ -147,7 +154,7 @@ func (q *Request) context() service.ExecContext {
 	}
 	if q.Command.FullPrivileges {
 		c.NoNewPrivileges, c.CapabilityBoundingSet, c.AmbientCapabilities = false, nil, nil
-		c.RootDirectory, c.Mounts, c.ReadOnlyRoot, c.Sandbox = "", nil, false, nil
+		c.RootDirectory, c.Mounts, c.ReadOnlyRoot, c.Sandbox, c.Container = "", nil, false, nil, nil
 	}
 	return c
 }

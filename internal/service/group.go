@@ -305,6 +305,8 @@ type ExecContext struct {
 	Mounts []Mount `json:"mounts,omitempty"`
 	// ReadOnlyRoot makes everything read-only but Mounts, /proc and /dev.
 	ReadOnlyRoot bool `json:"readOnlyRoot,omitempty"`
+	// Container, where not nil, is what the main process runs in.
+	Container *Container `json:"container,omitempty"`
 	// Delegate leaves the cgroup below the service's own to the service.
 	Delegate bool `json:"delegate,omitempty"`
 }

@@ -89,6 +89,8 @@ func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
 	flags.StringVar(&o.NodeIP, "node-ip", "", "the node's `address` (default: the one that leads to the server)")
 	flags.StringVar(&labels, "labels", "", "`k=v,…` labels of the node")
 	flags.Int64Var(&o.PodPids, "pod-max-pids", 0, "`number` of processes that a pod may have; 0 is no limit")
+	flags.StringVar(&o.OCIRuntime, "oci-runtime", "", "`program` that runs the pods of images (default: runc or crun; none: no such pods)")
+	flags.StringVar(&o.Images, "images", "", "`directory` of the image store (default: images beside --dir)")
 	version := flags.Bool("version", false, "print the version and end")
 	if err := flags.Parse(args); err != nil {
 		return o, "", err

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"legion.dev/legion/internal/bundle"
 	"legion.dev/legion/internal/cgroup"
 	"legion.dev/legion/internal/host"
 	"legion.dev/legion/internal/machine"
@@ -111,7 +112,12 @@ func (p *processes) Without(c *service.ExecContext) []string { return runner.Los
 func (p *processes) Release(g *service.Group) error {
 	var problems []error
 	for i := range g.Services {
-		problems = append(problems, mounts.Release(g.Name, g.Services[i].Exec.Mounts))
+		c := &g.Services[i].Exec
+		if c.Container != nil {
+			problems = append(problems, bundle.Release(c.Container, c.Mounts))
+			continue
+		}
+		problems = append(problems, mounts.Release(g.Name, c.Mounts))
 	}
 	return errors.Join(problems...)
 }

@@ -1,0 +1,284 @@
+// Package bundle makes ready, before each run of a container, the directory
+// that an OCI runtime starts it from: the root file system over the image's
+// layers, and config.json; and takes it away afterwards.
+package bundle
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"legion.dev/legion/internal/mounts"
+	"legion.dev/legion/internal/service"
+)
+
+// Root is the container's root file system in its bundle.
+const Root = "rootfs"
+
+// PIDFile is where the runtime says which process is the container's first.
+const PIDFile = "pid"
+
+// volumes holds what a subPath is mounted on.
+const volumes = "volumes"
+
+// Prepare makes the bundle of a container that does not run. Each run begins
+// with the image as it is: what an earlier one wrote is gone. cgroup is the
+// service's, an absolute directory, or empty.
+func Prepare(c *service.Container, list []service.Mount, cgroup string) error {
+	if err := mounts.Sources(list); err != nil {
+		return err
+	}
+	if err := release(c); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.Bundle, 0o700); err != nil {
+		return fmt.Errorf("make the bundle: %w", err)
+	}
+	if !c.Copied {
+		if err := overlay(c); err != nil {
+			return err
+		}
+	}
+	targets, err := sources(c, list)
+	if err != nil {
+		return err
+	}
+	text, err := configure(c, targets, cgroup)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(c.Bundle, "config.json"), text, 0o600); err != nil {
+		return fmt.Errorf("make the bundle: %w", err)
+	}
+	// What a runtime that was killed knew of the container, and its process.
+	err = os.Remove(filepath.Join(c.Bundle, PIDFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err = errors.Join(err, os.RemoveAll(filepath.Join(c.State, c.ID))); err != nil {
+		return fmt.Errorf("forget the container's last run: %w", err)
+	}
+	return nil
+}
+
+// Release takes away what Prepare made. The container must not run.
+func Release(c *service.Container, list []service.Mount) error {
+	return errors.Join(release(c), mounts.ReleaseSources(list))
+}
+
+func release(c *service.Container) error {
+	var problems []error
+	entries, err := os.ReadDir(filepath.Join(c.Bundle, volumes))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		problems = append(problems, err)
+	}
+	for _, e := range entries {
+		problems = append(problems, unmount(filepath.Join(c.Bundle, volumes, e.Name())))
+	}
+	if !c.Copied {
+		problems = append(problems, unmount(filepath.Join(c.Bundle, Root)))
+	}
+	if err := errors.Join(problems...); err != nil {
+		return err // what is still mounted must not be removed
+	}
+	gone := []string{volumes, "upper", "work"}
+	if !c.Copied {
+		gone = append(gone, Root)
+	}
+	for _, name := range gone {
+		problems = append(problems, os.RemoveAll(filepath.Join(c.Bundle, name)))
+	}
+	return errors.Join(problems...)
+}
+
+func unmount(path string) error {
+	err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil // EINVAL: nothing is mounted there
+	}
+	return fmt.Errorf("unmount %s: %w", path, err)
+}
+
+// longest is how much text mount(2) takes as options.
+const longest = 4096
+
+// overlay mounts the root file system.
+func overlay(c *service.Container) error {
+	for _, name := range []string{"upper", "work", Root} {
+		// The upper directory is the root's own.
+		if err := os.MkdirAll(filepath.Join(c.Bundle, name), 0o755); err != nil {
+			return fmt.Errorf("make the bundle: %w", err)
+		}
+	}
+	lower := slices.Clone(c.Layers)
+	slices.Reverse(lower)
+	for _, dir := range lower {
+		if _, err := os.Stat(dir); err != nil {
+			return fmt.Errorf("a layer of the image is not there any more, pull the image again: %w", err)
+		}
+	}
+	if len(lower) == 0 {
+		lower = []string{filepath.Join(c.Bundle, "empty")}
+		if err := os.MkdirAll(lower[0], 0o755); err != nil {
+			return fmt.Errorf("make the bundle: %w", err)
+		}
+	}
+	options := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=" + filepath.Join(c.Bundle, "upper") + ",workdir=" + filepath.Join(c.Bundle, "work")
+	if len(options) >= longest {
+		return mountMany(c.Bundle, lower)
+	}
+	if err := unix.Mount("legion", filepath.Join(c.Bundle, Root), "overlay", 0, options); err != nil {
+		return fmt.Errorf("mount the image's layers: %w", err)
+	}
+	return nil
+}
+
+// sources gives for each mount the path that the runtime is to bind: for a
+// subPath a mount of what it is now, so that nobody in the container's pod can
+// make it another between here and there.
+func sources(c *service.Container, list []service.Mount) ([]target, error) {
+	var out []target
+	for i := range list {
+		m := &list[i]
+		t := target{Mount: m, source: m.Source}
+		if m.SubPath != "" {
+			at := filepath.Join(c.Bundle, volumes, strconv.Itoa(i))
+			if err := pin(m, at); err != nil {
+				return nil, fmt.Errorf("volume for %q: subPath %q: %w", m.Target, m.SubPath, err)
+			}
+			t.source = at
+		}
+		out = append(out, t)
+	}
+	// Outer ones first.
+	slices.SortStableFunc(out, func(a, b target) int {
+		return strings.Count(filepath.Clean(a.Target), "/") - strings.Count(filepath.Clean(b.Target), "/")
+	})
+	return out, nil
+}
+
+// target is a mount and where its source lies.
+type target struct {
+	*service.Mount
+	source string
+}
+
+// pin mounts a volume's subPath at a path of the bundle.
+func pin(m *service.Mount, at string) error {
+	volume, err := os.OpenRoot(m.Source)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = volume.Close() }()
+	f, err := volume.Open(m.SubPath)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(at), 0o700); err != nil {
+		return err
+	}
+	if st.IsDir() {
+		err = os.Mkdir(at, 0o700)
+	} else {
+		err = os.WriteFile(at, nil, 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Mount("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), at, "", unix.MS_BIND|unix.MS_REC, "")
+}
+
+// configure completes the runtime's configuration. It is kept as it is written
+// but for the fields that are the host's.
+func configure(c *service.Container, list []target, cgroup string) ([]byte, error) {
+	var spec map[string]json.RawMessage
+	if err := json.Unmarshal(c.Spec, &spec); err != nil {
+		return nil, fmt.Errorf("the container's configuration: %w", err)
+	}
+	part := func(name string, into any) error {
+		if len(spec[name]) == 0 {
+			return nil
+		}
+		return json.Unmarshal(spec[name], into)
+	}
+	root, linux := map[string]any{}, map[string]any{}
+	var all []json.RawMessage
+	if err := errors.Join(part("root", &root), part("linux", &linux), part("mounts", &all)); err != nil {
+		return nil, fmt.Errorf("the container's configuration: %w", err)
+	}
+	root["path"] = Root
+	out := map[string]any{}
+	for name, value := range spec {
+		out[name] = value
+	}
+	keepTogether(out, linux, cgroup, c.ID)
+	mounted := make([]any, 0, len(all)+len(list))
+	for _, m := range all {
+		mounted = append(mounted, m)
+	}
+	for _, t := range list {
+		mounted = append(mounted, t.entry())
+	}
+	out["root"], out["linux"], out["mounts"] = root, linux, mounted
+	return json.Marshal(out)
+}
+
+// entry is the mount in the runtime's terms.
+func (t target) entry() map[string]any {
+	options := []string{"rbind"}
+	switch {
+	case t.ReadOnly && t.Recursive:
+		options = append(options, "ro", "rro")
+	case t.ReadOnly:
+		options = append(options, "ro")
+	default:
+		options = append(options, "rw")
+	}
+	switch t.Propagation {
+	case "slave":
+		options = append(options, "rslave")
+	case "shared":
+		options = append(options, "rshared")
+	default:
+		options = append(options, "rprivate")
+	}
+	return map[string]any{"destination": t.Target, "type": "bind", "source": t.source, "options": options}
+}
+
+// keepTogether has the container's processes in the service's cgroup of version
+// 2, by which they are tracked and killed. Where version 2 is all there is, the
+// runtime makes the container's cgroup below it. Where version 1 is beside it,
+// the runtime makes those of version 1 below wherever the service was put, as a
+// path without a slash in front says; but that of version 2 it then makes at the
+// top, and so the container is moved before any of its own program runs.
+func keepTogether(spec, linux map[string]any, cgroup, id string) {
+	linux["cgroupsPath"] = id
+	const mount = "/sys/fs/cgroup"
+	below, ok := strings.CutPrefix(cgroup, mount+"/")
+	if !ok {
+		return
+	}
+	var st unix.Statfs_t
+	if unix.Statfs(mount, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+		linux["cgroupsPath"] = "/" + filepath.Join(below, "container")
+		return
+	}
+	// A hook is told of the container on its standard input.
+	const move = `pid=$(sed -n 's/.*"pid": *\([0-9][0-9]*\).*/\1/p') && echo "$pid" >"$0/cgroup.procs"`
+	spec["hooks"] = map[string]any{"createRuntime": []any{map[string]any{
+		"path": "/bin/sh", "args": []string{"sh", "-c", move, cgroup}, "env": []string{"PATH=/usr/bin:/bin"},
+	}}}
+}

@@ -1,0 +1,68 @@
+package podspec
+
+import (
+	"path/filepath"
+
+	v1 "k8s.io/api/core/v1"
+
+	"legion.dev/legion/internal/ocispec"
+	"legion.dev/legion/internal/service"
+)
+
+// OCIRuntime is the runtimeClassName of pods that run images, as those without
+// one do.
+const OCIRuntime = "oci"
+
+// Pulled is what is known of an image: the image, or why it is not there. With
+// neither it is on its way.
+type Pulled struct {
+	Image           *ocispec.Image
+	Reason, Message string
+}
+
+// OCI says whether a pod's containers are run from images.
+func OCI(pod *v1.Pod) bool {
+	class := pod.Spec.RuntimeClassName
+	return class == nil || *class == "" || *class == OCIRuntime
+}
+
+// image gives a container's image. Where it is not there, it blocks the
+// container; nil is also the answer for a process of the host.
+func (c *compiler) image(ctr *v1.Container) *ocispec.Image {
+	if !OCI(c.pod) {
+		return nil
+	}
+	p := c.node.Images[ctr.Image]
+	switch {
+	case p.Image != nil:
+		return p.Image
+	case p.Reason == "":
+		c.report.Blocked = append(c.report.Blocked, Blocked{Container: ctr.Name, Reason: Creating})
+	default:
+		c.report.Blocked = append(c.report.Blocked, Blocked{ctr.Name, p.Reason, p.Message})
+	}
+	return nil
+}
+
+// contain makes a container's service one that an OCI runtime runs.
+func (c *compiler) contain(ctr *v1.Container, s *service.Service) {
+	image := c.image(ctr)
+	if image == nil {
+		return
+	}
+	refusal := ocispec.Contain(s, ocispec.Input{
+		Pod: c.pod, Container: ctr, Image: image, Runtime: c.node.OCI, Node: c.node.Name,
+		PodDir: filepath.Join(c.node.PodDir, string(c.pod.UID)),
+	})
+	switch {
+	case refusal == nil:
+		if c.report.Images == nil {
+			c.report.Images = map[string]string{}
+		}
+		c.report.Images[ctr.Name] = image.Ref
+	case refusal.Config:
+		c.block(ctr.Name, ConfigError, "%s", refusal.Message)
+	default:
+		c.block(ctr.Name, CreateError, "%s", refusal.Message)
+	}
+}

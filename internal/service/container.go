@@ -1,0 +1,27 @@
+package service
+
+import "encoding/json"
+
+// Container makes the main process that of an OCI runtime, which runs a
+// container in the foreground (the OCI's runtime-spec). The Mounts of the
+// ExecContext are then the container's. Commands with FullPrivileges run on the
+// host.
+type Container struct {
+	// ID names the container to the runtime; unique on the machine.
+	ID string `json:"id"`
+	// Program is the runtime's path.
+	Program string `json:"program"`
+	// Bundle is the directory that is made for it.
+	Bundle string `json:"bundle"`
+	// State is the runtime's directory for its containers.
+	State string `json:"state"`
+	// Image is the ID of the image, Layers are its directories, lowest first.
+	Image  string   `json:"image"`
+	Layers []string `json:"layers"`
+	// Copied: the root file system is not made of Layers but is there, as a
+	// copy, once the StartPre commands have run.
+	Copied bool `json:"copied,omitempty"`
+	// Spec is the runtime's configuration without what only the host knows:
+	// where the root is, the mounts of the volumes, the cgroup.
+	Spec json.RawMessage `json:"spec"`
+}
