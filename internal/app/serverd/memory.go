@@ -56,12 +56,12 @@ func shrink(files ...string) error {
 // machine's memory in all.
 const (
 	apart      = 2 * time.Second
-	calmGrowth = 25
+	calmGrowth = 40
 	busyGrowth = 300
 	headroom   = 192 << 20
 	// A server that wants less than fairGrowth for as long as calm gives back the
 	// memory that it took for more.
-	fairGrowth = 75
+	fairGrowth = 90
 	calm       = 3 * time.Second
 )
 
@@ -73,7 +73,7 @@ func paceCollection(ctx context.Context, shrink func()) {
 	machine := machineMemory()
 	allocated, rate := samples[0].Value.Uint64(), 0.0
 	growth, busy, last := calmGrowth, false, time.Now()
-	const often = 250 * time.Millisecond
+	const often = 50 * time.Millisecond
 	tick := time.NewTicker(often)
 	defer tick.Stop()
 	for {
@@ -85,7 +85,7 @@ func paceCollection(ctx context.Context, shrink func()) {
 			sum := samples[0].Value.Uint64()
 			// What it does now counts at once, what it did before for a second.
 			latest := float64(sum-allocated) / often.Seconds()
-			rate, allocated = max(latest, rate*0.75+latest*0.25), sum
+			rate, allocated = max(latest, rate*0.95+latest*0.05), sum
 			want := growthFor(rate, samples[1].Value.Uint64(), machine)
 			if want > fairGrowth {
 				busy, last = true, now
