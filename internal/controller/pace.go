@@ -81,12 +81,15 @@ func (p pace) less(began, ended time.Time, share float64) pace {
 	return p
 }
 
+// write writes, and returns what is learned of it about the pace.
+type write func() (learned func(pace) pace)
+
 // gate lets writes through at a pace, in the order in which they came.
 type gate struct {
 	mu      sync.Mutex
 	pace    pace
 	flying  int
-	waiting []func()
+	waiting []write
 	// holds says whether anything may be written.
 	holds func() bool
 	// running are the writes that are under way.
@@ -103,40 +106,58 @@ func newGate(most int, holds func() bool) *gate {
 // do runs a write beside the caller, now or when there is room. The write says
 // whether the server refused it because it has too much to do.
 func (g *gate) do(ctx context.Context, write func() (refused bool)) {
-	run := func() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.waiting = append(g.waiting, func() func(pace) pace {
 		if ctx.Err() != nil || !g.holds() {
-			g.ended(nil)
-			return
+			return nil
 		}
 		began := time.Now()
 		refused := write()
 		ended := time.Now()
-		g.ended(func(p pace) pace { return p.after(began, ended, refused) })
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.waiting = append(g.waiting, run)
+		return func(p pace) pace { return p.after(began, ended, refused) }
+	})
 	g.start()
 }
 
-func (g *gate) ended(learn func(pace) pace) {
+// start starts what there is room for; the caller holds the lock.
+func (g *gate) start() {
+	for next := g.next(); next != nil; next = g.next() {
+		g.running.Go(func() { g.work(next) })
+	}
+}
+
+// next is the write whose turn it is; the caller holds the lock.
+func (g *gate) next() write {
+	if len(g.waiting) == 0 || g.flying >= g.pace.allowed() {
+		return nil
+	}
+	g.flying++
+	next := g.waiting[0]
+	g.waiting[0] = nil
+	g.waiting = g.waiting[1:]
+	return next
+}
+
+// work carries out a write, and then others as long as there are some: what a
+// write calls goes deep, and a stack that has grown once is used again.
+func (g *gate) work(next write) {
+	for next != nil {
+		next = g.ended(next())
+	}
+}
+
+// ended takes note of the end of a write, and returns the one that follows it.
+func (g *gate) ended(learn func(pace) pace) write {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if learn != nil {
 		g.pace = learn(g.pace)
 	}
 	g.flying--
+	next := g.next()
 	g.start()
-}
-
-// start starts what there is room for; the caller holds the lock.
-func (g *gate) start() {
-	for len(g.waiting) > 0 && g.flying < g.pace.allowed() {
-		g.flying++
-		g.running.Go(g.waiting[0])
-		g.waiting[0] = nil
-		g.waiting = g.waiting[1:]
-	}
+	return next
 }
 
 // tooMuch says whether an error is the server's way of asking for less.
