@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	goruntime "runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -121,7 +122,9 @@ func assemble(ctx context.Context, s options.CompletedOptions) (*assembly, error
 		return nil, err
 	}
 	a.config.BuildHandlerChainFunc = func(handler http.Handler, c *genericapiserver.Config) http.Handler {
-		return inTurn(genericapiserver.DefaultBuildHandlerChain(handler, c), turnsAtOnce())
+		processors := goruntime.GOMAXPROCS(0)
+		busy := func() bool { return a.direct.writing.Load() > int32(writesPerProcessor*processors) }
+		return inTurn(genericapiserver.DefaultBuildHandlerChain(handler, c), newTurns(processors, busy))
 	}
 	a.loopback = a.config.LoopbackClientConfig
 	a.loopback.ContentType = "application/vnd.kubernetes.protobuf"

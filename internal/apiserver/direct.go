@@ -40,7 +40,11 @@ const directTime = 34 * time.Second
 // allowed, since it is the server itself that asks, and no managed fields are
 // kept until somebody applies to such a pod; Kubernetes treats it like one
 // older than apply.
-type direct struct{ stores atomic.Pointer[stores] }
+type direct struct {
+	stores atomic.Pointer[stores]
+	// writing is how many writes are under way.
+	writing atomic.Int32
+}
 
 // stores are the registries, and what admits objects to them.
 type stores struct {
@@ -64,7 +68,7 @@ type directClient struct {
 
 func (c *directClient) CoreV1() typedcorev1.CoreV1Interface {
 	if stores := c.direct.stores.Load(); stores != nil {
-		return &directCore{c.Interface.CoreV1(), stores}
+		return &directCore{c.Interface.CoreV1(), stores, &c.direct.writing}
 	}
 	return c.Interface.CoreV1()
 }
@@ -79,10 +83,11 @@ func (c *directClient) CoordinationV1() typedcoordinationv1.CoordinationV1Interf
 type directCore struct {
 	typedcorev1.CoreV1Interface
 	*stores
+	writing *atomic.Int32
 }
 
 func (c *directCore) Pods(namespace string) typedcorev1.PodInterface {
-	return &directPods{c.CoreV1Interface.Pods(namespace), namespace, c.pods, c.admission}
+	return &directPods{c.CoreV1Interface.Pods(namespace), namespace, c.pods, c.admission, c.writing}
 }
 
 func (c *directCore) Nodes() typedcorev1.NodeInterface {
@@ -123,6 +128,7 @@ type directPods struct {
 	namespace string
 	store     *podstore.REST
 	admission admission.Interface
+	writing   *atomic.Int32
 }
 
 var (
@@ -150,6 +156,8 @@ func (p *directPods) Create(ctx context.Context, pod *corev1.Pod, options metav1
 	if len(options.DryRun) > 0 || options.FieldManager != "" || options.FieldValidation != "" || p.namespace == "" {
 		return p.PodInterface.Create(ctx, pod, options)
 	}
+	p.writing.Add(1)
+	defer p.writing.Add(-1)
 	versioned := pod.DeepCopy()
 	legacyscheme.Scheme.Default(versioned)
 	inner := &api.Pod{}
@@ -218,6 +226,8 @@ func (p *directPods) Delete(ctx context.Context, name string, options metav1.Del
 	if len(options.DryRun) > 0 || p.namespace == "" {
 		return p.PodInterface.Delete(ctx, name, options)
 	}
+	p.writing.Add(1)
+	defer p.writing.Add(-1)
 	ctx, cancel := context.WithTimeout(inside(ctx, "delete", p.namespace, podResource.Resource, name), directTime)
 	defer cancel()
 	options.TypeMeta.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("DeleteOptions"))

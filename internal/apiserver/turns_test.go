@@ -14,11 +14,12 @@ func TestInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now atomic.Int32
 		release := make(chan struct{})
+		var busy atomic.Bool
 		handler := inTurn(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 			now.Add(1)
 			<-release
 			now.Add(-1)
-		}), 2)
+		}), &turns{make(chan struct{}, 2), make(chan struct{}, 1), busy.Load})
 		ask := func(method string, header ...string) context.CancelFunc {
 			ctx, cancel := context.WithCancel(t.Context())
 			r := httptest.NewRequestWithContext(ctx, method, "/", nil)
@@ -51,5 +52,17 @@ func TestInTurn(t *testing.T) {
 		want(0, "the end")
 		ask("POST")
 		want(0, "after the end")
+		release = make(chan struct{})
+		busy.Store(true)
+		ask("POST")
+		ask("POST")
+		ask("POST")
+		want(1, "three writes while the controllers write")
+		ask("GET")
+		want(2, "a read beside them")
+		time.Sleep(longestTurn + time.Second)
+		want(4, "who has waited long enough, then")
+		close(release)
+		want(0, "the second end")
 	})
 }
