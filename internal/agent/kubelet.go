@@ -16,6 +16,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/podspec"
@@ -57,7 +58,9 @@ type kubelet struct {
 	again func(ctx context.Context, uid types.UID, container string) (target, error)
 	// list gives the pods of this node.
 	list func(ctx context.Context) []*v1.Pod
-	now  func() time.Time
+	// stats tells what the node and its containers use.
+	stats func(ctx context.Context) (*statsapi.Summary, error)
+	now   func() time.Time
 }
 
 func (k *kubelet) handler() http.Handler {
@@ -76,6 +79,7 @@ func (k *kubelet) handler() http.Handler {
 	mux.HandleFunc("GET /pods", pods)
 	mux.HandleFunc("GET /runningpods", pods)
 	mux.HandleFunc("GET /runningpods/", pods)
+	mux.HandleFunc("GET /stats/summary", k.serveSummary)
 	// By GET too: browsers open WebSockets so.
 	mux.HandleFunc("/exec/{namespace}/{pod}/{container}", k.serveExec)
 	mux.HandleFunc("/attach/{namespace}/{pod}/{container}", k.serveAttach)

@@ -217,7 +217,7 @@ var definitionPrefixes = []string{
 	"io.k8s.apimachinery.", "io.k8s.api.core.v1.", "io.k8s.api.apps.v1.", "io.k8s.api.authentication.v1.",
 	"io.k8s.api.authorization.v1.", "io.k8s.api.autoscaling.v1.", "io.k8s.api.coordination.v1.",
 	"io.k8s.api.events.v1.", "io.k8s.api.node.v1.", "io.k8s.api.policy.v1.", "io.k8s.api.rbac.v1.",
-	"io.k8s.api.scheduling.v1.",
+	"io.k8s.api.scheduling.v1.", "io.k8s.metrics.pkg.apis.metrics.v1beta1.",
 }
 
 // servedDefinitions are the generated OpenAPI definitions of those types. All of

@@ -81,6 +81,7 @@ func installGroups(server *genericapiserver.GenericAPIServer, config *genericapi
 		noderest.RESTStorageProvider{},
 		rbacrest.RESTStorageProvider{Authorizer: authz.Authorizer},
 		schedulingrest.RESTStorageProvider{},
+		usageProvider{core.client, core.sessions},
 	}
 	var groups []*genericapiserver.APIGroupInfo
 	for _, p := range providers {

@@ -21,6 +21,7 @@ import (
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // kubectl is a program that is kubectl, with what makes it so.
@@ -72,6 +73,7 @@ func TestStreams(t *testing.T) {
 	f.node(nodeReady)
 	f.create("box", func(p *v1.Pod) {
 		named(p)
+		p.Labels = map[string]string{"stays": "yes"}
 		p.Spec.Containers[0].WorkingDir = f.dir
 	}, "sh", "-c", forever)
 	f.pod("box", ready)
@@ -84,6 +86,12 @@ func TestStreams(t *testing.T) {
 	f.sub("cp", func(t *testing.T) { f.copies(t, k) })
 	f.sub("attach", func(t *testing.T) { f.attach(t, k) })
 	f.sub("hang up", func(t *testing.T) { f.hangUp(t, k) })
+	f.create("busy", func(p *v1.Pod) { p.Labels = map[string]string{"work": "hard"} }, "sh", "-c", "while :; do :; done")
+	f.pod("busy", ready)
+	for name, k := range f.kubectls() {
+		f.sub("top, kubectl "+name, func(t *testing.T) { f.top(t, k) })
+	}
+	f.sub("drain", func(t *testing.T) { f.drain(t, k) })
 	f.sub("rights", func(t *testing.T) { f.rights(t, k) })
 }
 
@@ -318,4 +326,69 @@ func (f *fleet) forward(t *testing.T, k kubectl) {
 		}
 	}
 	t.Error("kubectl does not say why")
+}
+
+// top: a container that computes all the time uses a processor as far as it gets
+// one, and one that sleeps none.
+func (f *fleet) top(t *testing.T, k kubectl) {
+	stdout, stderr, status := f.run(k, nil, "top", "pods", "--containers", "--no-headers")
+	use := map[string][2]int{}
+	for line := range strings.Lines(stdout) {
+		var pod, container string
+		var cpu, memory int
+		if _, err := fmt.Sscanf(line, "%s %s %dm %dMi", &pod, &container, &cpu, &memory); err != nil || container != "c" {
+			t.Errorf("%q: %v", line, err)
+		}
+		use[pod] = [2]int{cpu, memory}
+	}
+	// Others compute on this machine, too: it gets less than a processor.
+	if status != 0 || len(use) < 2 || use["busy"][0] < 20 || use["box"][0] >= use["busy"][0] || use["box"][1] > 1000 {
+		t.Errorf("pods: %d, %q, %q", status, stdout, stderr)
+	}
+	if stdout, stderr, status = f.run(k, nil, "top", "pods", "-l", "work=hard", "--no-headers"); status != 0 || !strings.HasPrefix(stdout, "busy ") || strings.Contains(stdout, "box") {
+		t.Errorf("by label: %d, %q, %q", status, stdout, stderr)
+	}
+	stdout, stderr, status = f.run(k, nil, "top", "nodes", "--no-headers")
+	words := strings.Fields(stdout)
+	if status != 0 || len(words) != 5 || words[0] != "n1" || words[1] == "0m" || words[3] == "0Mi" {
+		t.Errorf("nodes: %d, %q, %q", status, stdout, stderr)
+	}
+	if _, stderr, status = f.run(k, nil, "top", "node", "n7"); status == 0 || !strings.Contains(stderr, `"n7" not found`) {
+		t.Errorf("no such node: %d, %q", status, stderr)
+	}
+}
+
+// drain: a cordoned node is unschedulable; a drained one has no pod left, and
+// no process of it; an eviction by itself does the same.
+func (f *fleet) drain(t *testing.T, k kubectl) {
+	for _, name := range []string{"evicted", "drained"} {
+		f.create(name, nil, "sleep", "1000")
+	}
+	evicted, drained := f.pod("evicted", ready), f.pod("drained", ready)
+	pids := []int{f.pid(evicted), f.pid(drained)}
+	eviction := `{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "evicted", "namespace": "default"}}`
+	if _, stderr, status := f.run(k, strings.NewReader(eviction), "create", "--raw", "/api/v1/namespaces/default/pods/evicted/eviction", "-f", "-"); status != 0 {
+		t.Errorf("eviction: %d, %s", status, stderr)
+	}
+	f.pod("evicted", func(p *v1.Pod) bool { return p == nil })
+	if _, stderr, status := f.run(k, nil, "cordon", "n1"); status != 0 {
+		t.Errorf("cordon: %d, %s", status, stderr)
+	}
+	f.node(func(n *v1.Node) bool { return n.Spec.Unschedulable })
+	if _, stderr, status := f.run(k, nil, "drain", "n1", "--force", "--grace-period=1", "--pod-selector=!stays"); status != 0 {
+		t.Errorf("drain: %d, %s", status, stderr)
+	}
+	list, err := f.api.CoreV1().Pods("default").List(f.ctx, metav1.ListOptions{})
+	if err != nil || len(list.Items) != 1 || list.Items[0].Name != "box" {
+		t.Errorf("after the drain there are %+v, %v", list.Items, err)
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+			t.Errorf("process %d: %v", pid, err)
+		}
+	}
+	if _, stderr, status := f.run(k, nil, "uncordon", "n1"); status != 0 {
+		t.Errorf("uncordon: %d, %s", status, stderr)
+	}
+	f.node(func(n *v1.Node) bool { return !n.Spec.Unschedulable })
 }
