@@ -81,7 +81,7 @@ func spawn(t *testing.T, dir, script string) int {
 
 func waitEmpty(t *testing.T, tree *Tree, path string) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case p := <-tree.Empty():
@@ -107,7 +107,7 @@ func fifo(t *testing.T) (path string, reached func()) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		_ = f.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = f.SetReadDeadline(time.Now().Add(time.Minute))
 		if _, err := f.Read(make([]byte, 1)); err != nil {
 			t.Fatal(err)
 		}
@@ -212,7 +212,7 @@ func TestWithoutCgroup(t *testing.T) {
 	if err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for tree.Populated("a.service") { // the children end with no word to us
 		if time.Now().After(deadline) {
 			t.Fatal("still populated")

@@ -63,13 +63,23 @@ func newFake() *machineFake {
 	}
 }
 
+// be changes what the machine is like while a host runs on it.
+func (m *machineFake) be(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f()
+}
+
 func (m *machineFake) say(format string, args ...any) {
 	m.log = append(m.log, fmt.Sprintf(format, args...))
 }
 
 func (m *machineFake) Start(q Request) (Process, error) {
-	if !m.ready[q.Service] {
-		time.Sleep(m.slow[q.Service]) // virtual
+	m.mu.Lock()
+	slow, ready := m.slow[q.Service], m.ready[q.Service]
+	m.mu.Unlock()
+	if !ready {
+		time.Sleep(slow) // virtual
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -80,9 +90,9 @@ func (m *machineFake) Start(q Request) (Process, error) {
 	p := &procFake{m, m.next, q.Cgroup}
 	m.procs[p.pid] = p
 	m.say("start %s", q.Service)
-	if m.ready[q.Service] {
+	if ready {
 		m.notes <- Message{PID: p.pid, Note: machine.Note{Ready: true}}
-		time.Sleep(m.slow[q.Service])
+		time.Sleep(slow)
 	}
 	return p, nil
 }

@@ -107,12 +107,12 @@ func TestStages(t *testing.T) {
 		}
 		m.crash("pod-1/main", 0)
 		f.expect("end pod-1/main, start main") // and nothing of the rest
-		m.deaf["pod-1/main"] = true
+		m.be(func() { m.deaf["pod-1/main"] = true })
 		f.remove(g, 20*time.Second)
 		f.expect("")
 		time.Sleep(19 * time.Second)
 		f.expect("")
-		m.deaf["pod-1/side"] = true
+		m.be(func() { m.deaf["pod-1/side"] = true })
 		time.Sleep(time.Second)
 		f.expect("end pod-1/main") // killed; the sidecar has two seconds yet
 		time.Sleep(3 * time.Second)

@@ -110,7 +110,7 @@ func follow(t *testing.T, j *Journal, group, service string, q Query) *following
 
 func (f *following) want(lines ...string) {
 	f.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for _, want := range lines {
 		select {
 		case got := <-f.lines:
@@ -130,7 +130,7 @@ func (f *following) wantEnd() {
 		if err != nil {
 			f.t.Error(err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		f.t.Fatal("still following")
 	}
 }
@@ -405,7 +405,7 @@ func TestFullDisk(t *testing.T) {
 		select {
 		case last = <-f.lines:
 			seen = seen || note.MatchString(last)
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("not written when there was room; last line %.60q", last)
 		}
 	}
@@ -481,7 +481,7 @@ func TestFollowerOfASilentServiceIsAnswered(t *testing.T) {
 	case <-b.ch:
 	case err := <-ended:
 		t.Fatalf("the follower ended: %v", err)
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("nothing is said before the first line")
 	}
 }

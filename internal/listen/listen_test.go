@@ -24,7 +24,7 @@ func ready(t *testing.T, w *Watch, want string) {
 		if name != want {
 			t.Fatalf("%s is ready, want %s", name, want)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("%s is never ready", want)
 	}
 }

@@ -15,7 +15,7 @@ func next(t *testing.T, s *Socket) Message {
 	select {
 	case m := <-s.Messages():
 		return m
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no message")
 		return Message{}
 	}
@@ -79,7 +79,7 @@ func TestBarrier(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 	m.Close()
-	if err := r.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := r.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.Read(make([]byte, 1)); err == nil || strings.Contains(err.Error(), "timeout") {

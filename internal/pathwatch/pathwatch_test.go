@@ -12,7 +12,7 @@ import (
 // until waits for a change of the name that is touched, or any.
 func until(t *testing.T, w *Watch, name string, touched bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case c := <-w.Changes():

@@ -47,7 +47,7 @@ func start(t *testing.T, q Request) *Process {
 // exitOfPID waits for one process and passes over others.
 func exitOfPID(t *testing.T, pid int) Exited {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		select {
 		case x := <-shared.Exits():
@@ -62,7 +62,7 @@ func exitOfPID(t *testing.T, pid int) Exited {
 
 func output(t *testing.T, q Request) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	exit, out, err := shared.Output(ctx, q, 1<<20)
 	if err != nil {
@@ -467,7 +467,7 @@ func TestManyAtOnce(t *testing.T) {
 	for i := range n {
 		pids[start(t, shell("exit "+strconv.Itoa(i%7))).PID] = true
 	}
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for len(pids) > 0 {
 		select {
 		case x := <-shared.Exits():

@@ -61,13 +61,14 @@ func executing(dir string) bool {
 // birthWait bounds how long Invocations waits for what is in the middle of exec.
 const birthWait = 2 * time.Second
 
-// Invocations looks again as long as there is more to be found: while it looks,
-// processes start others and end.
+// Invocations looks twice, and again as long as there is more to be found: while
+// it looks, processes start others, which it has not listed, and end before it
+// has read what they are.
 func (p *processes) Invocations() map[string][]int {
 	byID, known := map[string][]int{}, map[int]bool{}
 	late := time.Now().Add(birthWait)
-	for grown := true; grown; {
-		grown = false
+	for first, grown := true, true; first || grown; first = false {
+		grown = first
 		dirs, _ := filepath.Glob("/proc/[0-9]*")
 		for _, dir := range dirs {
 			pid, err := strconv.Atoi(filepath.Base(dir))
