@@ -170,17 +170,22 @@ func (c *daemons) reviseHistory(ctx context.Context, ds *appsv1.DaemonSet, owned
 			return h, err
 		}
 	}
+	// Noted before the others go: a controller that starts anew knows it too.
+	r := h.Current.DeepCopy()
+	changed := daemonset.MarkMerged(r, h.Duplicates)
+	if r.Revision < h.Number {
+		changed = true
+		r.Revision = h.Number
+		daemonset.MarkCurrent(r, time.Now())
+	}
+	if changed {
+		if h.Current, err = api.Update(ctx, r, metav1.UpdateOptions{}); err != nil {
+			return h, fmt.Errorf("cannot number revision %s as %d: %w", r.Name, r.Revision, err)
+		}
+	}
 	if len(h.Duplicates) > 0 {
 		if err := c.mergeDuplicates(ctx, &h, owned); err != nil {
 			return h, err
-		}
-	}
-	if h.Current.Revision < h.Number {
-		r := h.Current.DeepCopy()
-		r.Revision = h.Number
-		daemonset.MarkCurrent(r, time.Now())
-		if h.Current, err = api.Update(ctx, r, metav1.UpdateOptions{}); err != nil {
-			return h, fmt.Errorf("cannot number revision %s as %d: %w", r.Name, r.Revision, err)
 		}
 	}
 	return h, nil
@@ -312,8 +317,8 @@ func (s *set) merge(h daemonset.History) {
 		return
 	}
 	hash := h.Current.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]
-	for _, d := range h.Duplicates {
-		s.merged[d.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]] = hash
+	for _, merged := range daemonset.Merged(h.Current) {
+		s.merged[merged] = hash
 	}
 	delete(s.merged, hash)
 }

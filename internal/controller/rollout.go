@@ -70,6 +70,7 @@ func (s *set) newPod(node string, bind bool) *corev1.Pod {
 // change of themselves, and starts a rollback that is due.
 func (c *daemons) report(ctx context.Context, s *set) []appsv1.DaemonSetCondition {
 	now := time.Now()
+	s.fleet.First(len(s.history.Old) == 0)
 	r := s.fleet.Report(s.status.Conditions, now)
 	if !r.Wake.IsZero() {
 		c.after(r.Wake.Sub(now), item{kind: timeCame, set: s.name})

@@ -418,4 +418,17 @@ func TestDuplicateRevisionsMerge(t *testing.T) {
 		t.Error("the pod was replaced")
 	}
 	f.untilReady("d", 1)
+	// A pod that was under way with the hash that is gone, seen by a controller
+	// that starts anew.
+	(*killControllers.Load())()
+	label := fmt.Sprintf(`{"metadata":{"labels":{%q:%q}}}`, appsv1.DefaultDaemonSetUniqueLabelKey, cur.Labels[appsv1.DefaultDaemonSetUniqueLabelKey])
+	if _, err := client.CoreV1().Pods(f.ns).Patch(f.ctx, before.Name, types.MergePatchType, []byte(label), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	after = f.untilPods("the label of the revision that stays, again", func(pods []corev1.Pod) bool {
+		return len(pods) == 1 && pods[0].Labels[appsv1.DefaultDaemonSetUniqueLabelKey] == "twin"
+	})
+	if after[0].UID != before.UID {
+		t.Error("the pod was replaced after a restart")
+	}
 }

@@ -58,16 +58,19 @@ type Fleet struct {
 	away *btree.BTreeG[string]
 
 	// waves and open are kept where there is more than one wave: their
-	// progress, all of them in order, and those where something is left to do.
-	waves map[Wave]*progress
-	order *btree.BTreeG[Wave]
-	open  *btree.BTreeG[Wave]
+	// progress, and those where something is left to do. ripening are those with
+	// nodes that are done, by when the last of these was; kept where waves bake.
+	waves    map[Wave]*progress
+	open     *btree.BTreeG[Wave]
+	ripening *btree.BTreeG[ripe]
 	// tail is kept where there is a partition, settled where there is a
 	// deadline.
 	tail    *tail
 	settled moments
-	// since is when the current revision became that.
+	// since is when the current revision became that, first that there is none
+	// before it.
 	since time.Time
+	first bool
 }
 
 type slot struct {
@@ -92,8 +95,8 @@ func NewFleet(p *Policy) *Fleet {
 		lacking:    map[string]int{},
 		away:       btree.NewOrderedG[string](16),
 		waves:      map[Wave]*progress{},
-		order:      newWaves(),
 		open:       newWaves(),
+		ripening:   newRipening(),
 		tail:       newTail(),
 		settled:    newMoments(),
 	}
@@ -106,6 +109,10 @@ func newWaves() *btree.BTreeG[Wave] {
 // Begin says when the current revision became that: the deadline counts from
 // then on.
 func (f *Fleet) Begin(since time.Time) { f.since = since }
+
+// First says whether there is no revision before the current one, to which an
+// update could be rolled back.
+func (f *Fleet) First(first bool) { f.first = first }
 
 // Inherit takes over from an earlier plan of the same DaemonSet which revision
 // each node ran last, for nodes that run none now.
@@ -226,9 +233,10 @@ func (f *Fleet) accountWave(s *slot, sign int) {
 	w.nodes += sign
 	w.open += sign * one(!v.Settled || v.Candidate != nil)
 	if p.options.Bake > 0 {
+		f.ripening.Delete(ripe{w.settled.latest(), s.turn.wave})
 		w.settled.set(s.turn.node, at)
+		keep(f.ripening, ripe{w.settled.latest(), s.turn.wave}, !w.settled.latest().IsZero())
 	}
-	keep(f.order, s.turn.wave, w.nodes > 0)
 	keep(f.open, s.turn.wave, w.open > 0)
 	if w.nodes == 0 {
 		delete(f.waves, s.turn.wave)

@@ -104,7 +104,13 @@ func (w *world) act(name string) {
 			return
 		}
 		for _, a := range v.Actions {
+			n := w.nodes[name]
+			up := n.Run && w.up(n)
 			w.start(a)
+			// Of two pods the older one stays, be it the worse one.
+			if up && !w.up(n) && a.Cause != Excess {
+				w.t.Fatalf("%v takes the node down", a)
+			}
 		}
 	}
 	w.t.Fatalf("node %s never comes to rest: %v", name, w.set(name).Actions)
@@ -147,13 +153,16 @@ func (w *world) down() int {
 		if !n.Exists || !n.Run || w.policy.skips && n.NotReady && w.onlyOld(n) {
 			continue
 		}
-		up := false
-		for _, o := range n.Pods {
-			up = up || !o.Deleting && o.Ready && !o.ReadySince.Add(w.policy.minReady).After(w.now)
-		}
-		down += one(!up)
+		down += one(!w.up(n))
 	}
 	return down
+}
+
+// up says whether a node has an available pod.
+func (w *world) up(n *Node) bool {
+	return slices.ContainsFunc(n.Pods, func(o Pod) bool {
+		return !o.Deleting && o.Ready && !o.ReadySince.Add(w.policy.minReady).After(w.now)
+	})
 }
 
 // doubled counts eligible nodes that run an available old pod and a new one, or
@@ -190,18 +199,16 @@ func (w *world) roll() {
 			free += one(a.Create() && a.Cause == Broken)
 			w.start(a)
 			w.set(a.Node)
-		}
-		if w.policy.surges {
-			if got := w.doubled(); got > max(doubled, surge)+free {
-				w.t.Fatalf("%d nodes run two pods, maxSurge is %d; before %d: %v", got, surge, doubled, steps)
+			// The controller may die after any of the steps.
+			got, twice := w.down(), w.doubled()
+			switch {
+			case w.policy.surges && twice > max(doubled, surge)+free:
+				w.t.Fatalf("%d nodes run two pods, maxSurge is %d; before %d: after %v of %v", twice, surge, doubled, a, steps)
+			case w.policy.surges && got > down:
+				w.t.Fatalf("a surging update took %d nodes down: after %v of %v", got-down, a, steps)
+			case !w.policy.surges && got > max(down, unavailable):
+				w.t.Fatalf("%d nodes are down, maxUnavailable is %d; before %d: after %v of %v", got, unavailable, down, a, steps)
 			}
-			if got := w.down(); got > down {
-				w.t.Fatalf("a surging update took %d nodes down: %v", got-down, steps)
-			}
-			continue
-		}
-		if got := w.down(); got > max(down, unavailable) {
-			w.t.Fatalf("%d nodes are down, maxUnavailable is %d; before %d: %v", got, unavailable, down, steps)
 		}
 	}
 	w.t.Fatal("the rollout gives steps without end")
@@ -258,7 +265,10 @@ func (w *world) landed(n *Node, ok bool) {
 // event does one random thing to one node and tells the fleet of it.
 func (w *world) event() {
 	t := w.t
-	switch rapid.IntRange(0, 9).Draw(t, "what") {
+	switch rapid.IntRange(0, 10).Draw(t, "what") {
+	case 10:
+		w.restart()
+		return
 	case 0:
 		name := fmt.Sprintf("n%02d", rapid.IntRange(0, 15).Draw(t, "new node"))
 		if w.nodes[name] == nil {
@@ -297,6 +307,24 @@ func (w *world) event() {
 	n := w.nodes[rapid.SampledFrom(w.names()).Draw(t, "node")]
 	w.podEvent(n)
 	w.act(n.Name)
+}
+
+// restart has the controller die and another one begin, which knows only what
+// the cluster shows: pods are made that were being made, or not.
+func (w *world) restart() {
+	for _, name := range w.names() {
+		n := w.nodes[name]
+		w.landed(n, rapid.Bool().Draw(w.t, "made before the end"))
+		n.Failures = Failures{}
+		for i := range n.Pods {
+			n.Pods[i].Asked = false
+		}
+	}
+	w.fleet = nil
+	w.compile()
+	for _, name := range w.names() {
+		w.act(name)
+	}
 }
 
 // agents finish some of what was begun, as they do most of the time.

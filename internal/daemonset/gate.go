@@ -60,14 +60,13 @@ func (f *Fleet) Gate(now time.Time) Gate {
 		return g
 	}
 	// No wave may begin while an earlier one bakes, also not by a node that is
-	// left out for now.
-	f.order.Ascend(func(w Wave) bool {
-		if g.InWaves && compareWaves(w, g.Wave) >= 0 {
+	// left out for now. Only waves that bake are looked at, however many there are.
+	f.ripening.Descend(func(r ripe) bool {
+		if !r.at.Add(p.options.Bake).After(now) {
 			return false
 		}
-		if f.waves[w].settled.latest().Add(p.options.Bake).After(now) {
-			g.last, g.limited = w, true
-			return false
+		if !g.limited || compareWaves(r.wave, g.last) < 0 {
+			g.last, g.limited = r.wave, true
 		}
 		return true
 	})
@@ -80,16 +79,13 @@ func (f *Fleet) Gate(now time.Time) Gate {
 // baked returns when all waves before this one have baked.
 func (f *Fleet) baked(wave Wave) time.Time {
 	var last time.Time
-	f.order.AscendLessThan(wave, func(w Wave) bool {
-		if t := f.waves[w].settled.latest(); t.After(last) {
-			last = t
+	f.ripening.Descend(func(r ripe) bool {
+		if compareWaves(r.wave, wave) < 0 {
+			last = r.at.Add(f.policy.options.Bake)
 		}
-		return true
+		return last.IsZero()
 	})
-	if last.IsZero() {
-		return last
-	}
-	return last.Add(f.policy.options.Bake)
+	return last
 }
 
 // Lets says whether an update may come to a node now.

@@ -96,7 +96,7 @@ func (f *Fleet) Report(before []appsv1.DaemonSetCondition, now time.Time) Report
 		}
 	}
 	f.progressing(&r, now, started, completed)
-	r.Rollback = r.Failed && f.policy.options.Rollback && !f.policy.rolled.concerns(f.policy.Hash)
+	r.Rollback = r.Failed && f.policy.options.Rollback && f.noRollback() == ""
 	r.Available = f.availability()
 	r.Degraded = Condition{Status: corev1.ConditionFalse, Reason: "AsExpected"}
 	switch hard, _ := f.troubled(); {
@@ -168,7 +168,7 @@ func (f *Fleet) progressing(r *Report, now, started time.Time, completed bool) {
 		} else {
 			r.Failed = true
 			say(corev1.ConditionFalse, ProgressDeadlineExceeded,
-				fmt.Sprintf("no progress for longer than %s", d), f.policy.rolled.again(p.Hash), updated, at, f.awayText(), f.causes())
+				fmt.Sprintf("no progress for longer than %s", d), f.noRollback(), updated, at, f.awayText(), f.causes())
 			return
 		}
 	}
@@ -178,6 +178,18 @@ func (f *Fleet) progressing(r *Report, now, started time.Time, completed bool) {
 		return
 	}
 	say(corev1.ConditionTrue, Updating, updated, at, f.awayText(), f.causes())
+}
+
+// noRollback says why an update that has failed is not rolled back, "" if it is
+// or if nobody asks for that.
+func (f *Fleet) noRollback() string {
+	if s := f.policy.rolled.again(f.policy.Hash); s != "" {
+		return s
+	}
+	if f.policy.options.Rollback && f.first {
+		return "it is not rolled back: there is no earlier revision"
+	}
+	return ""
 }
 
 // ofRevision begins the message of the condition Progressing: by it a controller

@@ -9,6 +9,7 @@ import (
 	"hash/fnv"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -149,6 +150,39 @@ func CurrentSince(r *appsv1.ControllerRevision) time.Time {
 	}
 	return r.CreationTimestamp.Time
 }
+
+// mergedKey is the annotation of a revision to which others have given way that
+// held the same: their hashes. A pod may have been under way with one of them.
+const (
+	mergedKey = "legion.dev/merged"
+	maxMerged = 16
+)
+
+// MarkMerged notes in a revision that others give way to it, and says whether
+// that is news.
+func MarkMerged(r *appsv1.ControllerRevision, others []*appsv1.ControllerRevision) bool {
+	all := Merged(r)
+	before := len(all)
+	for _, o := range others {
+		for _, hash := range append(Merged(o), o.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]) {
+			if hash != "" && !slices.Contains(all, hash) {
+				all = append(all, hash)
+			}
+		}
+	}
+	if len(all) == before {
+		return false
+	}
+	r.Annotations = maps.Clone(r.Annotations)
+	if r.Annotations == nil {
+		r.Annotations = map[string]string{}
+	}
+	r.Annotations[mergedKey] = strings.Join(all[max(0, len(all)-maxMerged):], " ")
+	return true
+}
+
+// Merged returns the hashes of the revisions that gave way to one.
+func Merged(r *appsv1.ControllerRevision) []string { return strings.Fields(r.Annotations[mergedKey]) }
 
 // AsOf returns the DaemonSet with the template of an earlier revision.
 func AsOf(ds *appsv1.DaemonSet, r *appsv1.ControllerRevision) (*appsv1.DaemonSet, error) {

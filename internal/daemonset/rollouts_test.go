@@ -25,6 +25,7 @@ func tell(t *testing.T, input string) string {
 	ds := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{}}}
 	ds.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"a": "b"}}
 	unavailable, surge := intstr.FromInt32(1), intstr.FromInt32(0)
+	first := false
 	var lines []string
 	var before []appsv1.DaemonSetCondition
 	for line := range strings.Lines(input) {
@@ -41,6 +42,8 @@ func tell(t *testing.T, input string) string {
 			}}
 		case "rolled back":
 			ds.Annotations[RolledBackKey] = value
+		case "first revision":
+			first = true
 		default:
 			if strings.HasPrefix(line, "node ") {
 				lines = append(lines, strings.TrimPrefix(line, "node "))
@@ -57,6 +60,7 @@ func tell(t *testing.T, input string) string {
 	var nodes []Node
 	f := NewFleet(p)
 	f.Begin(t0)
+	f.First(first)
 	for _, line := range lines {
 		n := readNode(p, line)
 		nodes = append(nodes, n)

@@ -139,6 +139,18 @@ func (m *moments) latest() time.Time {
 	return time.Unix(0, last.at)
 }
 
+// ripe is a wave, and when the last of its nodes was done.
+type ripe struct {
+	at   time.Time
+	wave Wave
+}
+
+func newRipening() *btree.BTreeG[ripe] {
+	return btree.NewG(8, func(a, b ripe) bool {
+		return cmp.Or(a.at.Compare(b.at), compareWaves(a.wave, b.wave)) < 0
+	})
+}
+
 // progress is how far one wave is.
 type progress struct {
 	// nodes are the wave's eligible nodes, open those of them to which the

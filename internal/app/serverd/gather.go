@@ -141,6 +141,7 @@ func (s *fleetState) zone(node *corev1.Node) string {
 func (s *fleetState) fleet(now time.Time) *daemonset.Fleet {
 	f := daemonset.NewFleet(s.policy)
 	f.Begin(s.since)
+	f.First(len(s.history.Old) == 0)
 	for _, n := range s.nodes {
 		n.Pods = slices.Clone(n.Pods)
 		f.Set(n, now)
