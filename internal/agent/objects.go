@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"os"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -112,12 +113,14 @@ func (p *pods) objectTold(ctx context.Context, key objectKey, object *podspec.Ob
 // compile makes the pod's group of what is known now. A pod that runs keeps the
 // group it has where a new one could not run.
 func (p *pods) compile(r *record) {
-	known := p.objects.of(r.pod)
-	if p.node.Root {
-		r.volumes = podspec.Volumes(r.pod, p.node, known)
+	known, node := p.objects.of(r.pod), p.node
+	if podspec.ReadsEtc(r.pod) {
+		node.Hosts, node.Resolver = readText("/etc/hosts"), readText("/etc/resolv.conf")
+	}
+	if node.Root {
+		r.volumes = podspec.Volumes(r.pod, node, known)
 		r.stale = r.stale || len(r.volumes) > 0
 	}
-	node := p.node
 	node.Images = r.pulled()
 	group, report := podspec.Compile(r.pod, node, known)
 	if len(report.Blocked) > 0 && (r.put || r.host != nil) {
@@ -130,6 +133,12 @@ func (p *pods) compile(r *record) {
 		r.renew = true
 	}
 	r.group, r.report = &group, report
+}
+
+// readText is a file of the node; one that cannot be read is empty.
+func readText(path string) string {
+	text, _ := os.ReadFile(path)
+	return string(text)
 }
 
 // sameGroup compares what the host would do with two groups.

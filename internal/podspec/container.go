@@ -55,11 +55,14 @@ func (c *compiler) container(ctr *v1.Container, at string) service.Service {
 	c.terminationMessage(ctr, &s)
 	if c.node.Root {
 		s.Exec.Mounts = append(s.Exec.Mounts, c.mounts(ctr, at, env)...)
+		s.Exec.Mounts = append(s.Exec.Mounts, c.etcMounts(ctr)...)
 		s.Exec.CapabilityBoundingSet = c.capabilities(ctr, at)
 		s.Exec.OOMScoreAdjust = c.oomScore(ctr)
 		s.Resources = c.limits(ctr)
 		s.Exec.ReadOnlyRoot = ctr.SecurityContext != nil && isTrue(ctr.SecurityContext.ReadOnlyRootFilesystem)
 	}
+
+	c.seccomp(ctr, at, &s.Exec)
 
 	expand := expansion.MappingFuncFor(env.values)
 	argv := make([]string, 0, len(ctr.Command)+len(ctr.Args))

@@ -41,9 +41,9 @@ var Fields = []Field{
 	{"spec.hostname", Nowhere, ""},
 	{"spec.subdomain", Nowhere, ""},
 	{"spec.setHostnameAsFQDN", Nowhere, ""},
-	{"spec.dnsPolicy", Partly, "the host's resolver is used; None has no effect"},
-	{"spec.dnsConfig", Nowhere, ""},
-	{"spec.hostAliases", Nowhere, ""},
+	{"spec.dnsPolicy", Partly, "Default and ClusterFirst are the node's resolver, as for other pods of the host's network; as root also None; ClusterFirstWithHostNet has no effect"},
+	{"spec.dnsConfig", AsRoot, "in /etc/resolv.conf, beside the node's"},
+	{"spec.hostAliases", AsRoot, "in /etc/hosts, after the node's"},
 	{"spec.resources.limits", Partly, "of the whole pod: as root cpu and memory, by cgroup; without it the sum of the containers' where each has one"},
 	{"spec.resourceClaims", Nowhere, ""},
 	{"spec.readinessGates", Everywhere, ""},
@@ -52,7 +52,7 @@ var Fields = []Field{
 	{"spec.securityContext.runAsUser, runAsGroup, runAsNonRoot, supplementalGroups", Everywhere, "also of a container"},
 	{"spec.securityContext.fsGroup", AsRoot, "of emptyDir and of the volumes that the agent writes"},
 	{"spec.securityContext.seLinuxOptions", Nowhere, ""},
-	{"spec.securityContext.seccompProfile", Nowhere, ""},
+	{"spec.securityContext.seccompProfile", Partly, "runtime `host`: Unconfined, and RuntimeDefault: what OCI runtimes refuse, by the container's capabilities; not of a privileged container. Localhost has no effect"},
 	{"spec.securityContext.appArmorProfile", Nowhere, ""},
 	{"spec.securityContext.sysctls", Nowhere, ""},
 
@@ -87,7 +87,8 @@ var Fields = []Field{
 	{"spec.containers[].securityContext.allowPrivilegeEscalation", Everywhere, ""},
 	{"spec.containers[].securityContext.readOnlyRootFilesystem", AsRoot, "all but the mounts, /proc and /dev"},
 	{"spec.containers[].securityContext.seLinuxOptions", Nowhere, ""},
-	{"spec.containers[].securityContext.seccompProfile", Nowhere, ""},
+	{"spec.containers[].securityContext.seccompProfile", Partly, "as the pod's, before it"},
+	{"spec.containers[].securityContext.procMount", NoMeaning, "/proc is the host's, nothing of it is masked"},
 	{"spec.containers[].securityContext.appArmorProfile", Nowhere, ""},
 }
 

@@ -24,9 +24,9 @@ func (c *compiler) podFields() {
 		}
 	}
 	when(len(s.EphemeralContainers) > 0, "ephemeralContainers")
-	when(s.DNSPolicy == v1.DNSNone, "dnsPolicy")
-	when(s.DNSConfig != nil, "dnsConfig")
-	when(len(s.HostAliases) > 0, "hostAliases")
+	when(s.DNSPolicy == v1.DNSClusterFirstWithHostNet || s.DNSPolicy == v1.DNSNone && !c.node.Root, "dnsPolicy")
+	when(s.DNSConfig != nil && !c.node.Root, "dnsConfig")
+	when(len(s.HostAliases) > 0 && !c.node.Root, "hostAliases")
 	when(s.Hostname != "" && !OCI(c.pod), "hostname")
 	when(isTrue(s.ShareProcessNamespace) && OCI(c.pod), "shareProcessNamespace")
 	when(s.Subdomain != "", "subdomain")
@@ -37,7 +37,6 @@ func (c *compiler) podFields() {
 	if p := s.SecurityContext; p != nil {
 		when(p.FSGroup != nil && !c.node.Root, "securityContext.fsGroup")
 		when(p.SELinuxOptions != nil, "securityContext.seLinuxOptions")
-		when(p.SeccompProfile != nil && p.SeccompProfile.Type != v1.SeccompProfileTypeUnconfined, "securityContext.seccompProfile")
 		when(p.AppArmorProfile != nil && p.AppArmorProfile.Type != v1.AppArmorProfileTypeUnconfined, "securityContext.appArmorProfile")
 		when(len(p.Sysctls) > 0, "securityContext.sysctls")
 	}
@@ -68,7 +67,6 @@ func (c *compiler) containerFields(ctr *v1.Container, at string) {
 		when(!c.node.Root && s.Capabilities != nil && len(s.Capabilities.Add)+len(s.Capabilities.Drop) > 0, "securityContext.capabilities")
 		when(isTrue(s.ReadOnlyRootFilesystem) && !c.node.Root, "securityContext.readOnlyRootFilesystem")
 		when(s.SELinuxOptions != nil, "securityContext.seLinuxOptions")
-		when(s.SeccompProfile != nil && s.SeccompProfile.Type != v1.SeccompProfileTypeUnconfined, "securityContext.seccompProfile")
 		when(s.AppArmorProfile != nil && s.AppArmorProfile.Type != v1.AppArmorProfileTypeUnconfined, "securityContext.appArmorProfile")
 	}
 }

@@ -46,6 +46,9 @@ type Node struct {
 	Root bool
 	// PodDir is where the pods' volumes lie.
 	PodDir string
+	// Hosts and Resolver are /etc/hosts and /etc/resolv.conf, for pods that
+	// add to them (ReadsEtc).
+	Hosts, Resolver string
 	// PodPids is how many processes a pod may have; 0 is no limit.
 	PodPids int64
 	// Allocatable stands in for limits that a resourceFieldRef asks for and

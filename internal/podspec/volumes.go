@@ -51,6 +51,9 @@ func Volumes(pod *v1.Pod, node Node, objects Objects) []Volume {
 			out = append(out, Volume{Name: pod.Spec.Volumes[i].Name, Files: files, User: c.fsUser(), Group: group})
 		}
 	}
+	if files := c.etcFiles(); len(files) > 0 {
+		out = append(out, Volume{Name: etcVolume, Files: files})
+	}
 	return out
 }
 

@@ -78,6 +78,7 @@ func TestPodFields(t *testing.T) {
 	f.sub("hooks", func(t *testing.T) { f.hooks(t) })
 	f.sub("limits", func(t *testing.T) { f.limits(t) })
 	f.sub("messages", func(t *testing.T) { f.messages(t) })
+	f.sub("surroundings", func(t *testing.T) { f.surroundings(t) })
 	f.sub("init containers", func(t *testing.T) { f.initContainers(t) })
 }
 
