@@ -40,5 +40,5 @@ fi
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -z "$(find /var/lib/apt/lists -name '*Packages*' -print -quit)" ]; then
 	apt-get -q update
 fi
-LEGION_E2E=1 go test -count=1 -timeout 10m -run 'TestImages$' -v ./internal/app/agentd | grep -vE '^(=== (RUN|PAUSE|CONT|NAME))'
-LEGION_E2E=1 LEGION_BIN="$PWD/bin" go test -count=1 -timeout 30m -v ./test/... 2>&1 | grep -vE '^(=== (RUN|PAUSE|CONT|NAME))'
+LEGION_E2E=1 go test -count=1 -timeout 10m -run 'TestImages$' -v ./internal/app/agentd | grep --line-buffered -vE '^(=== (RUN|PAUSE|CONT|NAME))'
+LEGION_E2E=1 LEGION_BIN="$PWD/bin" go test -count=1 -timeout 30m -v ./test/... 2>&1 | grep --line-buffered -vE '^(=== (RUN|PAUSE|CONT|NAME))'

@@ -366,6 +366,19 @@ func untilGroup(t *testing.T, c *hostclient.Client, name string, timeout time.Du
 	return found
 }
 
+// untilPids waits until just n processes have the command line argv, which they
+// may have from an exec of their own, and says which there are if it does not
+// come to that.
+func untilPids(t *testing.T, n int, argv ...string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); len(pidsOf(argv...)) != n; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Errorf("want %d processes %q, got %v", n, argv, pidsOf(argv...))
+			return
+		}
+	}
+}
+
 // pidsOf finds the processes whose command line is exactly argv.
 func pidsOf(argv ...string) []int {
 	want := strings.Join(argv, "\x00") + "\x00"

@@ -104,7 +104,5 @@ func TestRollingUpdateKeepsItsBudget(t *testing.T) {
 	if events < 18 {
 		t.Errorf("the watch saw %d events only: three rollouts over three nodes make more", events)
 	}
-	if pids := pidsOf("sleep", "86421"); len(pids) != 3 {
-		t.Errorf("want 3 processes, got %v", pids)
-	}
+	untilPids(t, 3, "sleep", "86421")
 }
