@@ -211,6 +211,8 @@ type units struct {
 	boot string
 	// initd is the directory of init.d scripts; empty for none.
 	initd string
+	// made is nil where no generators are run.
+	made *generators
 	log   *slog.Logger
 	said  *sync.Map // of service.Warning
 }
@@ -230,6 +232,9 @@ func (u units) Find(name string) (service.Group, error) {
 }
 
 func (u units) Load() ([]service.Group, []service.Warning) {
+	if u.made != nil {
+		u.made.run()
+	}
 	o := u.options()
 	groups, problems := unitdir.Load(u.path, o)
 	say := func(level slog.Level, w service.Warning) {

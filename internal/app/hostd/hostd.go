@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -63,6 +64,8 @@ type Options struct {
 	// Memory is where the state goes if legiond is PID 1 and Dir cannot be
 	// written to; empty is /run/legion.
 	Memory string
+	// generate: the unit path has what generators write.
+	generate bool
 	// Point is host.Options.Point, for tests.
 	Point func(what string)
 }
@@ -95,6 +98,11 @@ func (o *Options) complete() error {
 				o.Initd = "/etc/init.d"
 			}
 			o.Units = append(o.Units, "/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+			if o.generate = o.StandIn || os.Getpid() == 1; o.generate {
+				o.Units = slices.Insert(o.Units, 1, "/run/systemd/generator.early")
+				o.Units = slices.Insert(o.Units, 4, "/run/systemd/generator")
+				o.Units = append(o.Units, "/run/systemd/generator.late")
+			}
 		}
 	}
 	return nil
@@ -192,10 +200,14 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	names := bus.New(bus.DefaultSocket)
 	defer names.Close()
 
+	var made *generators
+	if o.generate {
+		made = &generators{from: generatorPath, to: "/run/systemd", procs: procs, log: log}
+	}
 	h := host.New(host.Options{
 		Sockets: listening{sockets}, Paths: newPaths(paths), Names: newNames(names), Syslog: sayings.port(), Clock: watched, Seed: seed(),
 		Processes: newProcesses(procs), Cgroups: tracker{tree}, Logs: logs, Notes: newMessages(notes),
-		Probes: prober{procs, logs, &sync.Map{}}, Units: units{o.Units, o.Boot, o.Initd, log, &sync.Map{}}, Store: st, Saved: saved, Events: events.add, Log: log,
+		Probes: prober{procs, logs, &sync.Map{}}, Units: units{o.Units, o.Boot, o.Initd, made, log, &sync.Map{}}, Store: st, Saved: saved, Events: events.add, Log: log,
 		Version: app.Version, BootID: bootID, StateDir: filepath.Join(o.Dir, "state"), BootAll: o.Boot == "all", Problems: problems,
 		Essential: o.Essential, Point: o.Point, Successor: successor{program, procs}.check, Handover: before.handover(),
 	})
