@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"legion.dev/legion/internal/initd"
 	"legion.dev/legion/internal/service"
 	"legion.dev/legion/internal/unitdir"
 	"legion.dev/legion/internal/unitfile"
@@ -64,8 +65,12 @@ func TestCorpus(t *testing.T) {
 	for _, suffix := range corpusTypes {
 		tallies[suffix] = &corpusTally{}
 	}
-	unclean, scripts := corpusRead(t, dir, packages, tallies)
+	unclean := corpusRead(t, dir, packages, tallies)
+	scripts := corpusScripts(t, dir, packages)
 	corpusReport(t, tallies, scripts, unclean, len(packages), missing)
+	if scripts.files == 0 || scripts.loaded != scripts.files {
+		t.Errorf("%d of %d init.d scripts become units", scripts.loaded, scripts.files)
+	}
 	s := tallies[".service"]
 	if s.files == 0 || 100*s.clean < 97*s.files {
 		t.Errorf("%d of %d service files have every directive honoured or ignored with a reason, want 97 %%", s.clean, s.files)
@@ -199,15 +204,9 @@ func corpusExtract(r io.Reader, dir string) error {
 
 // corpusRead compiles all units. unclean says of each service file that is not
 // understood what is wrong with it.
-func corpusRead(t *testing.T, dir string, packages []string, tallies map[string]*corpusTally) (unclean []string, scripts int) {
+func corpusRead(t *testing.T, dir string, packages []string, tallies map[string]*corpusTally) (unclean []string) {
 	o := unitdir.Options{Options: unitdir.ThisMachine()}
 	for _, p := range packages {
-		found, _ := filepath.Glob(filepath.Join(dir, p, "init.d", "*"))
-		for _, f := range found {
-			if corpusScript(f) {
-				scripts++
-			}
-		}
 		units, _ := filepath.Glob(filepath.Join(dir, p, "system", "*"))
 		for _, file := range units {
 			tally := tallies[filepath.Ext(file)]
@@ -229,7 +228,74 @@ func corpusRead(t *testing.T, dir string, packages []string, tallies map[string]
 		}
 	}
 	sort.Strings(unclean)
-	return unclean, scripts
+	return unclean
+}
+
+// corpusScriptTally counts the files of /etc/init.d.
+type corpusScriptTally struct {
+	files, headed, loaded, reload, supervised int
+	// alone are those whose package has no unit file of that name.
+	alone   int
+	refused []string
+}
+
+// corpusScripts makes a unit of each script, also of those that a unit file goes
+// before on a machine.
+func corpusScripts(t *testing.T, dir string, packages []string) (tally corpusScriptTally) {
+	none := t.TempDir()
+	for _, p := range packages {
+		found, _ := filepath.Glob(filepath.Join(dir, p, "init.d", "*"))
+		for _, f := range found {
+			if initd.Ignored(filepath.Base(f)) || filepath.Base(f) == "README" {
+				continue
+			}
+			if err := os.Chmod(f, 0o755); err != nil { // others are no scripts
+				t.Fatal(err)
+			}
+			tally.files++
+			if corpusScript(f) {
+				tally.headed++
+			}
+			name, err := initd.UnitName(filepath.Base(f))
+			if err == nil {
+				if _, missing := os.Stat(filepath.Join(dir, p, "system", name)); missing != nil {
+					tally.alone++
+				}
+				err = corpusLoad(t, none, filepath.Dir(f), name, &tally)
+			}
+			if err != nil {
+				tally.refused = append(tally.refused, fmt.Sprintf("%s: %s: %v", p, filepath.Base(f), err))
+			}
+		}
+	}
+	return tally
+}
+
+func corpusLoad(t *testing.T, none, dir, name string, tally *corpusScriptTally) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			t.Errorf("%s: %v\n%s", name, p, debug.Stack())
+			err = fmt.Errorf("crash: %v", p)
+		}
+	}()
+	g, err := unitdir.Find([]string{none}, name, unitdir.Options{Options: unitdir.ThisMachine(), Initd: dir})
+	if err != nil {
+		return err
+	}
+	if len(g.Services) != 1 || len(g.Services[0].Start) != 1 || len(g.Services[0].Stop) != 1 {
+		return fmt.Errorf("it has no start or no stop command: %+v", g.Services)
+	}
+	for _, w := range g.Warnings {
+		return errors.New(w.Text)
+	}
+	tally.loaded++
+	if len(g.Services[0].Reload) > 0 {
+		tally.reload++
+	}
+	if g.Services[0].PIDFile != "" {
+		tally.supervised++
+	}
+	return nil
 }
 
 // corpusScript says whether a file of /etc/init.d has an LSB header.
@@ -307,7 +373,7 @@ func corpusWrong(g service.Group, tally *corpusTally) (remarks []string) {
 	return remarks
 }
 
-func corpusReport(t *testing.T, tallies map[string]*corpusTally, scripts int, unclean []string, packages int, missing []string) {
+func corpusReport(t *testing.T, tallies map[string]*corpusTally, scripts corpusScriptTally, unclean []string, packages int, missing []string) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d packages, %d of them cannot be downloaded\n\n", packages, len(missing))
 	fmt.Fprintf(&b, "%-9s %6s %10s %8s %9s | %10s %9s %8s %7s %8s\n", "type", "files", "understood", "refused", "systemd's", "directives", "honoured", "ignored", "wrong", "unknown")
@@ -315,9 +381,10 @@ func corpusReport(t *testing.T, tallies map[string]*corpusTally, scripts int, un
 		c := tallies[suffix]
 		fmt.Fprintf(&b, "%-9s %6d %10d %8d %9d | %10d %9d %8d %7d %8d\n", suffix[1:], c.files, c.clean, c.refused, c.systemds, c.directive, c.honoured, c.ignored, c.wrong, c.unknown)
 	}
-	fmt.Fprintf(&b, "init.d    %6d scripts with an LSB header\n", scripts)
+	fmt.Fprintf(&b, "init.d    %6d scripts, %d with an LSB header, %d without a unit file beside them; as units: %d loaded, %d of them with a reload, %d with a pid file to supervise by; %d refused\n",
+		scripts.files, scripts.headed, scripts.alone, scripts.loaded, scripts.reload, scripts.supervised, len(scripts.refused))
 	fmt.Fprintf(&b, "\nsystemd's: units of systemd's own packages, not counted further\nunderstood: every directive honoured, or ignored with a reason. The others:\n")
-	for _, u := range unclean {
+	for _, u := range append(unclean, scripts.refused...) {
 		fmt.Fprintf(&b, "  %s\n", u)
 	}
 	t.Log("\n" + b.String())
