@@ -53,7 +53,8 @@ func (h *Host) Groups(ctx context.Context) ([]hostapi.Group, error) {
 	return list, err
 }
 
-// Group gives one group.
+// Group gives one group. An instance of a template that nobody has asked for yet
+// is given as it would be: down.
 func (h *Host) Group(ctx context.Context, name string) (hostapi.Group, error) {
 	var v hostapi.Group
 	var missing error
@@ -65,10 +66,13 @@ func (h *Host) Group(ctx context.Context, name string) (hostapi.Group, error) {
 		}
 		v = h.wire(g)
 	})
-	if err == nil {
-		err = missing
+	if err == nil && missing != nil && strings.Contains(name, "@") {
+		if spec, absent := h.o.Units.Find(name); absent == nil { // the disk is not read in the loop
+			missing = nil
+			err = h.do(ctx, func() { v = h.wire(newGroup(spec, time.Now())) })
+		}
 	}
-	return v, err
+	return v, firstOf(err, missing)
 }
 
 // Put defines a group, keeps it on disk and starts it if it is for boot.

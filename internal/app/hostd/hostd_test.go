@@ -449,6 +449,22 @@ func TestForkingSuccessor(t *testing.T) {
 	d.until("f.service", func(s service.Status) bool { return s.State == service.Failed })
 }
 
+// TestInstanceUnasked: an instance is told of before it is started.
+func TestInstanceUnasked(t *testing.T) {
+	d := newDaemon(t, map[string]string{"a@.service": "[Service]\nExecStart=/bin/sleep %i\n"})
+	if g, err := d.client.Group(d.ctx, "a@1000.service"); err != nil || g.ActiveState != "inactive" || len(g.Spec.Services) != 1 {
+		t.Errorf("%+v, %v", g, err)
+	}
+	if all, err := d.client.Groups(d.ctx); err != nil || len(all) != 0 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if _, err := d.client.Group(d.ctx, "b@1000.service"); err == nil {
+		t.Error("an instance of no template is there")
+	}
+	d.must("a@1000.service", "start")
+	d.running("a@1000.service")
+}
+
 func TestNotify(t *testing.T) {
 	exe, err := os.Executable()
 	if err != nil {
