@@ -200,6 +200,9 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	names := bus.New(bus.DefaultSocket)
 	defer names.Close()
 
+	if o.generate && os.Getpid() == 1 && before == nil {
+		temporaryFiles(procs, log)
+	}
 	var made *generators
 	if o.generate {
 		made = &generators{from: generatorPath, to: "/run/systemd", procs: procs, log: log}

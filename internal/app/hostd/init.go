@@ -1,16 +1,21 @@
 package hostd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"legion.dev/legion/internal/runner"
+	"legion.dev/legion/internal/service"
 )
 
 // What legiond does as PID 1 of a machine or a container, beside what it always
@@ -70,6 +75,25 @@ func (m apiMount) there() bool {
 		return false
 	}
 	return a.Dev != b.Dev
+}
+
+// temporaryFiles makes what packages want to find after a boot, most of it below
+// /run (tmpfiles.d(5)), where systemd's program for that is installed. Nothing is
+// removed; nor are lines for the boot alone carried out: one of them keeps users
+// out until a part of systemd lets them in (pam_nologin(8)).
+func temporaryFiles(procs *runner.Runner, log *slog.Logger) {
+	const path = "/usr/bin/systemd-tmpfiles"
+	if unix.Access(path, unix.X_OK) != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), generatorTime)
+	defer cancel()
+	exit, said, err := procs.Output(ctx, runner.Request{
+		Group: "legiond", Command: service.Command{Path: path, Argv: []string{path, "--create", "--exclude-prefix=/dev"}}, Context: &service.ExecContext{},
+	}, 4096)
+	if err != nil || exit.Code != 0 || exit.Signal != 0 {
+		log.Warn("not all files that packages want at boot are there", "program", path, "status", exit.Code, "error", err, "said", strings.TrimSpace(string(said)))
+	}
 }
 
 // writable gives the directory for state: dir, or with a root that cannot be
