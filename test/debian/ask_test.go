@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -83,15 +84,13 @@ func page(url string, status int, want string) func(*testing.T, *machine) error 
 }
 
 // page fetches by way of a proxy, where one is named.
-func (m *machine) page(proxy, url string, status int, want string) error {
-	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
-		if proxy != "" {
-			address = proxy
-		}
-		return m.dial(ctx, network, address)
+func (m *machine) page(proxy, address string, status int, want string) error {
+	transport := &http.Transport{DialContext: m.dial, DisableKeepAlives: true}
+	if proxy != "" {
+		transport.Proxy = http.ProxyURL(&url.URL{Scheme: "http", Host: proxy})
 	}
-	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 20 * time.Second}
-	resp, err := client.Get(url)
+	client := http.Client{Transport: transport, Timeout: 20 * time.Second}
+	resp, err := client.Get(address)
 	if err != nil {
 		return err
 	}
@@ -102,7 +101,7 @@ func (m *machine) page(proxy, url string, status int, want string) error {
 	}
 	text := fmt.Sprint(resp.Header) + string(body)
 	if resp.StatusCode != status || !strings.Contains(text, want) {
-		return fmt.Errorf("%s is %s and has no %q: %.500s", url, resp.Status, want, text)
+		return fmt.Errorf("%s is %s and has no %q: %.500s", address, resp.Status, want, text)
 	}
 	return nil
 }

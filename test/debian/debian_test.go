@@ -22,13 +22,22 @@ type daemon struct {
 	// set is which of the sets of packages it is in: those that want the same
 	// port, or each other's removal, are in different sets.
 	set int
-	// idle says why its installation does not start it; empty where it does.
+	// idle says why its installation need not start it; empty where it must.
 	idle string
+	// before is done before its installation.
+	before func(t *testing.T, m *machine)
 	// prepare writes the configuration without which it has nothing to do.
 	prepare func(t *testing.T, m *machine)
 	// ask has it do its work; it is asked until it does, for as long as a
 	// daemon may take to open its sockets.
 	ask func(t *testing.T, m *machine) error
+	// stopFails says why its stop counts as a failure.
+	stopFails string
+	// notAsUser says why it cannot run, or is not there, where PID 1 has no rights
+	// outside a user namespace.
+	notAsUser string
+	// with are the units that would start it again, to be stopped with it.
+	with []string
 	// noReload says why the reload that its unit has does not work.
 	noReload string
 	// again undoes what keeps ask from seeing the work of a later run.
@@ -53,11 +62,14 @@ func TestDebian(t *testing.T) {
 	m := newMachine(t, debs)
 	m.run(t, "legion", "install-as-systemd", "--force")
 	t.Run("maintainer scripts", m.maintain)
-	only := os.Getenv("LEGION_DEBIAN") // a unit to look into, alone
+	chosen := func(d daemon) bool { // LEGION_DEBIAN may name units to look into, with commas
+		only := os.Getenv("LEGION_DEBIAN")
+		return only == "" || slices.Contains(strings.Split(only, ","), d.unit)
+	}
 	for set := range 1 + slices.MaxFunc(daemons, func(a, b daemon) int { return a.set - b.set }).set {
 		var members []daemon
 		for _, d := range daemons {
-			if d.set == set && (only == "" || only == d.unit) {
+			if d.set == set && chosen(d) {
 				members = append(members, d)
 			}
 		}
@@ -69,6 +81,20 @@ func TestDebian(t *testing.T) {
 			t.Run(strings.TrimSuffix(d.unit, ".service"), func(t *testing.T) { m.live(t, d) })
 		}
 	}
+	t.Run("user", func(t *testing.T) {
+		u := m.asUser(t)
+		for _, d := range daemons {
+			if !chosen(d) {
+				continue
+			}
+			t.Run(strings.TrimSuffix(d.unit, ".service"), func(t *testing.T) {
+				if d.notAsUser != "" {
+					t.Skip(d.notAsUser)
+				}
+				u.live(t, d)
+			})
+		}
+	})
 }
 
 // download fetches the packages with what they depend on, and gives the
@@ -122,6 +148,9 @@ func (m *machine) install(t *testing.T, members []daemon) {
 	begin := time.Now()
 	var names []string
 	for _, d := range members {
+		if d.before != nil {
+			d.before(t, m)
+		}
 		names = append(names, d.packages...)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
@@ -134,7 +163,7 @@ func (m *machine) install(t *testing.T, members []daemon) {
 	after := m.groups(t)
 	for _, d := range members {
 		g, loaded := after[d.unit]
-		if active := g.ActiveState == "active"; active != (d.idle == "") {
+		if d.idle == "" && g.ActiveState != "active" {
 			t.Errorf("the installation of %s has left %s (loaded: %v) %s: %+v\n%s", d.packages, d.unit, loaded, g.ActiveState, g.Status, m.lines(d.unit))
 		}
 	}
@@ -188,8 +217,12 @@ func (m *machine) live(t *testing.T, d daemon) {
 			t.Errorf("the reload has changed the main process from %s to %s", pid, now)
 		}
 	}
-	m.run(t, "systemctl", "stop", d.unit)
-	if g := m.groups(t)[d.unit]; g.ActiveState != "inactive" {
+	m.run(t, append([]string{"systemctl", "stop", d.unit}, d.with...)...)
+	want := "inactive"
+	if d.stopFails != "" {
+		want = "failed"
+	}
+	if g := m.groups(t)[d.unit]; g.ActiveState != want {
 		t.Errorf("after its stop it is %s: %s", g.ActiveState, m.reason(t, d.unit))
 	}
 	m.down(t, before)

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/hostclient"
@@ -35,6 +36,9 @@ type machine struct {
 	pid    int    // of its legiond, as this test sees it
 	base   string // of this test; base/share is /share on the machine
 	client *hostclient.Client
+	cmd    *exec.Cmd
+	// user: it has a user namespace of its own.
+	user bool
 }
 
 // binDir holds the built programs.
@@ -50,10 +54,10 @@ func binDir() string {
 // and becomes its legiond. What the packages need to know of the machine is
 // that its name is its own, and that dpkg need not wait for a disk.
 const mountScript = `set -eu
-mount -t tmpfs -o mode=0755 tmpfs "$BASE/fs"
-mkdir "$BASE/fs/upper" "$BASE/fs/work" "$BASE/fs/root"
-mount -t overlay -o "lowerdir=/,upperdir=$BASE/fs/upper,workdir=$BASE/fs/work" overlay "$BASE/fs/root"
-cd "$BASE/fs/root"
+[ -z "$OWN" ] || mount -t tmpfs -o mode=0755 tmpfs "$FS"
+mkdir "$FS/upper" "$FS/work" "$FS/root" "$FS/debs" "$FS/debswork"
+mount -t overlay -o "lowerdir=$LOWER,upperdir=$FS/upper,workdir=$FS/work$OWN" overlay "$FS/root"
+cd "$FS/root"
 mount -t proc proc proc
 mount --bind proc/sys proc/sys
 mount -o remount,bind,ro proc/sys
@@ -71,10 +75,10 @@ ln -s /proc/self/fd/1 dev/stdout
 ln -s /proc/self/fd/2 dev/stderr
 mount -t tmpfs -o mode=0755,nosuid,nodev tmpfs run
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs tmp
-mkdir -p share old usr/local/bin debs "$BASE/fs/debs" "$BASE/fs/debswork"
+mkdir -p share old usr/local/bin debs
 mount --bind "$BASE/share" share
-mount -t overlay -o "lowerdir=$DEBS,upperdir=$BASE/fs/debs,workdir=$BASE/fs/debswork" overlay debs
-cp "$BIN/legion" "$BIN/legiond" usr/local/bin/
+[ -n "$OWN" ] || mount -t overlay -o "lowerdir=$DEBS,upperdir=$FS/debs,workdir=$FS/debswork" overlay debs
+[ -n "$OWN" ] || cp "$BIN/legion" "$BIN/legiond" usr/local/bin/
 rm -f usr/sbin/policy-rc.d var/lib/man-db/auto-update
 echo legion-e2e >etc/hostname
 printf '127.0.0.1 localhost legion-e2e\n::1 localhost\n' >etc/hosts
@@ -106,39 +110,15 @@ func newMachine(t *testing.T, debs string) *machine {
 			t.Fatal(err)
 		}
 	}
-	notes, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(base, "share", "ready"), Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
+	fs := filepath.Join(base, "fs")
+	if err := unix.Mount("tmpfs", fs, "tmpfs", 0, "mode=0755"); err != nil {
+		t.Skipf("cannot mount: %v", err)
 	}
-	defer notes.Close()
-	log, err := os.Create(filepath.Join(base, "legiond.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	cgroup := ownCgroup(t, base)
+	t.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
 	cmd := exec.Command("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child", "sh", "-c", mountScript)
-	cmd.Env = []string{
-		"BASE=" + base, "BIN=" + binDir(), "DEBS=" + debs, "NOTIFY_SOCKET=/share/ready",
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8",
-	}
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	m := &machine{base: base}
-	t.Cleanup(func() { m.end(t, cmd) })
-	_ = notes.SetReadDeadline(time.Now().Add(time.Minute))
-	for buf := make([]byte, 4096); ; {
-		n, err := notes.Read(buf)
-		if err != nil {
-			t.Fatalf("legiond is not ready: %v", err)
-		}
-		if strings.Contains(string(buf[:n]), "READY=1") {
-			break
-		}
-	}
+	cmd.Env = []string{"BIN=" + binDir(), "DEBS=" + debs, "FS=" + fs, "LOWER=/", "OWN="}
+	m := &machine{base: base, cmd: cmd}
+	m.boot(t, "legiond.log")
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
@@ -150,8 +130,60 @@ func newMachine(t *testing.T, debs string) *machine {
 	return m
 }
 
+// boot runs the machine's command until its legiond is ready.
+func (m *machine) boot(t *testing.T, logName string) {
+	t.Helper()
+	ready := filepath.Join(m.base, "share", "ready")
+	_ = os.Remove(ready)
+	notes, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: ready, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer notes.Close()
+	if err := os.Chmod(ready, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(m.base, logName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := m.cmd
+	cmd.Env = append(
+		cmd.Env, "BASE="+m.base, "NOTIFY_SOCKET=/share/ready",
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8",
+	)
+	cmd.Stdout, cmd.Stderr = log, log
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cgroup := m.ownCgroup(t)
+	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(cgroup.Fd())
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		m.end(t)
+		if t.Failed() {
+			data, _ := os.ReadFile(log.Name())
+			t.Logf("legiond's log:\n%s", data)
+		}
+	})
+	_ = notes.SetReadDeadline(time.Now().Add(time.Minute))
+	for buf := make([]byte, 4096); ; {
+		n, err := notes.Read(buf)
+		if err != nil {
+			data, _ := os.ReadFile(log.Name())
+			t.Fatalf("legiond is not ready: %v\n%s", err, data)
+		}
+		if strings.Contains(string(buf[:n]), "READY=1") {
+			return
+		}
+	}
+}
+
 // ownCgroup makes a cgroup for the machine, below none of this one's.
-func ownCgroup(t *testing.T, base string) *os.File {
+func (m *machine) ownCgroup(t *testing.T) *os.File {
 	t.Helper()
 	data, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -162,11 +194,21 @@ func ownCgroup(t *testing.T, base string) *os.File {
 		if len(f) < 3 || f[2] != "cgroup2" {
 			continue
 		}
-		dir := filepath.Join(f[1], filepath.Base(base))
+		dir := filepath.Join(f[1], filepath.Base(m.base))
+		if m.user {
+			dir += "-user"
+		}
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Skipf("cannot make a cgroup: %v", err)
 		}
 		t.Cleanup(func() { removeCgroup(t, dir) })
+		if m.user {
+			for _, name := range []string{"", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"} {
+				if err := os.Chown(filepath.Join(dir, name), firstID, firstID); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
 		c, err := os.Open(dir)
 		if err != nil {
 			t.Fatal(err)
@@ -197,8 +239,12 @@ func removeCgroup(t *testing.T, dir string) {
 }
 
 // end stops the machine as a container runtime does, by SIGTERM to its PID 1.
-func (m *machine) end(t *testing.T, cmd *exec.Cmd) {
-	ended := make(chan error, 1)
+func (m *machine) end(t *testing.T) {
+	if m.cmd == nil {
+		return
+	}
+	cmd, ended := m.cmd, make(chan error, 1)
+	m.cmd = nil
 	go func() { ended <- cmd.Wait() }()
 	if m.pid != 0 {
 		_ = syscall.Kill(m.pid, syscall.SIGTERM)
@@ -212,12 +258,9 @@ func (m *machine) end(t *testing.T, cmd *exec.Cmd) {
 		}
 	case <-time.After(2 * time.Minute):
 		t.Error("the machine did not end on SIGTERM")
-		_ = cmd.Process.Kill() // with its child
+		_ = syscall.Kill(m.pid, syscall.SIGKILL)
+		_ = cmd.Process.Kill()
 		<-ended
-	}
-	if t.Failed() {
-		data, _ := os.ReadFile(filepath.Join(m.base, "legiond.log"))
-		t.Logf("legiond's log:\n%s", data)
 	}
 }
 
@@ -227,26 +270,33 @@ func (m *machine) path(name string) string { return fmt.Sprintf("/proc/%d/root%s
 // write puts a file on the machine.
 func (m *machine) write(t *testing.T, name, text string) {
 	t.Helper()
-	err := os.MkdirAll(filepath.Dir(m.path(name)), 0o755)
-	if err == nil {
-		err = os.WriteFile(m.path(name), []byte(text), 0o644)
-	}
-	if err != nil {
-		t.Fatal(err)
+	cmd := m.command(t.Context(), "sh", "-ec", `mkdir -p "$(dirname "$1")"; cat >"$1"`, "write", name)
+	cmd.Stdin = strings.NewReader(text)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("cannot write %s: %v\n%s", name, err, out)
 	}
 }
 
-// try runs a command on the machine.
-func (m *machine) try(ctx context.Context, args ...string) (string, error) {
+// command is one to run on the machine.
+func (m *machine) command(ctx context.Context, args ...string) *exec.Cmd {
+	user := "--cgroup"
+	if m.user {
+		user = "--user"
+	}
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{
-		"--target", strconv.Itoa(m.pid), "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--wdns=/",
+		"--target", strconv.Itoa(m.pid), user, "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--wdns=/",
 		"setpriv", "--bounding-set=-sys_time,-wake_alarm,-sys_module,-sys_rawio", "--inh-caps=-sys_time,-wake_alarm,-sys_module,-sys_rawio",
 	}, args...)...)
 	cmd.Env = []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root",
 		"LEGION_HOST=" + stateDir + "/host.sock", "DEBIAN_FRONTEND=noninteractive", "DEBCONF_NONINTERACTIVE_SEEN=true",
 	}
-	out, err := cmd.CombinedOutput()
+	return cmd
+}
+
+// try runs a command on the machine.
+func (m *machine) try(ctx context.Context, args ...string) (string, error) {
+	out, err := m.command(ctx, args...).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, out)
 	}

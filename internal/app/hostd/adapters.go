@@ -213,8 +213,8 @@ type units struct {
 	initd string
 	// made is nil where no generators are run.
 	made *generators
-	log   *slog.Logger
-	said  *sync.Map // of service.Warning
+	log  *slog.Logger
+	said *sync.Map // of service.Warning
 }
 
 func (u units) Path() []string { return u.path }
