@@ -43,6 +43,10 @@ type field struct {
 
 func newField(t *testing.T) *field {
 	t.Parallel()
+	return openField(t)
+}
+
+func openField(t *testing.T) *field {
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
 	ns, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "f-"}}, metav1.CreateOptions{})

@@ -19,18 +19,22 @@ import (
 	"k8s.io/kubernetes/pkg/scheduler"
 	"k8s.io/kubernetes/pkg/scheduler/profile"
 
-	"legion.dev/legion/internal/controller"
+	"legion.dev/legion/internal/app/serverd"
 	"legion.dev/legion/test/upstream/kube"
 )
 
-// which says whose controller is tested. The cases are upstream's, so upstream's
-// own controller passes them too: that checks the cases.
+// which says whose controller is tested: Legion's as its program runs, in
+// processes of its own. The cases are upstream's, so upstream's own controller
+// passes them too: that checks the cases.
 var which = flag.String("controller", "legion", "whose DaemonSet controller is tested: `legion` or upstream")
 
 // client reaches the API server of all tests.
 var client kubernetes.Interface
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		os.Exit(serverd.Main(os.Args[1:]))
+	}
 	flag.Parse()
 	code, err := run(m)
 	if err != nil {
@@ -61,12 +65,12 @@ func run(m *testing.M) (int, error) {
 	if err := runScheduler(ctx, client); err != nil {
 		return 0, fmt.Errorf("cannot run the scheduler: %w", err)
 	}
-	failed := make(chan error, 1)
 	switch *which {
 	case "legion":
-		go func() {
-			failed <- controller.Run(ctx, controller.Config{Client: client, LeaveBinding: true, LeaveNodes: true})
-		}()
+		legion, err = startPrograms(ctx, server.Config, dir)
+		if err != nil {
+			return 0, fmt.Errorf("cannot run legion-server controller: %w", err)
+		}
 	case "upstream":
 		if err := runUpstream(ctx, server.Config); err != nil {
 			return 0, fmt.Errorf("cannot run upstream's controller: %w", err)
@@ -75,11 +79,10 @@ func run(m *testing.M) (int, error) {
 		return 0, fmt.Errorf("-controller=%s: want legion or upstream", *which)
 	}
 	code := m.Run()
-	cancel()
-	if *which == "legion" {
-		return code, <-failed
+	if legion != nil {
+		err = legion.stop()
 	}
-	return code, nil
+	return code, err
 }
 
 // runScheduler runs upstream's scheduler as kube-scheduler does by default.
