@@ -62,6 +62,9 @@ type Options struct {
 	OCIRuntime string
 	// Images is the directory of the image store; empty is beside Dir.
 	Images string
+	// ImageAge is how long an image may be of no use before it is removed; 0
+	// is for as long as the disk has room.
+	ImageAge time.Duration
 }
 
 // Check refuses what cannot work.
@@ -152,6 +155,10 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 	defer parts.Wait()
 	parts.Go(func() { p.Run(ctx) })
 	parts.Go(func() { h.Run(ctx) })
+	if store != nil {
+		c := collector{store: store.store, used: p.used, disk: usage, age: o.ImageAge, log: log}
+		parts.Go(func() { c.run(ctx) })
+	}
 	parts.Go(func() { watchHost(ctx, host, p, h, log) })
 	parts.Go(func() { api.WatchPods(ctx, o.Node, sink{ctx, p}, teller(log, "the server")) })
 	parts.Go(func() { keepTunnel(ctx, config, k.handler(), log) })

@@ -11,6 +11,7 @@ import (
 	"legion.dev/legion/internal/image"
 	"legion.dev/legion/internal/ocispec"
 	"legion.dev/legion/internal/podspec"
+	"legion.dev/legion/internal/service"
 )
 
 // images is what the pods' loop needs of the image store.
@@ -189,6 +190,47 @@ func (p *pods) logins(pod *v1.Pod, name string) (list []image.Login, ready bool)
 		}
 	}
 	return list, true
+}
+
+// imagesOf are the IDs of the images that a group is run from.
+func imagesOf(g *service.Group) []string {
+	var out []string
+	for i := range g.Services {
+		if c := g.Services[i].Exec.Container; c != nil {
+			out = append(out, c.Image)
+		}
+	}
+	return out
+}
+
+// used gives the IDs of the images of all pods; false where that is not known
+// yet.
+func (p *pods) used(ctx context.Context) (map[string]bool, bool) {
+	answer := make(chan map[string]bool, 1)
+	p.post(ctx, func(context.Context, time.Time) {
+		if !p.listed || !p.hostSynced {
+			answer <- nil
+			return
+		}
+		out := map[string]bool{}
+		for _, r := range p.records {
+			for _, id := range r.runs {
+				out[id] = true
+			}
+			for _, w := range r.images {
+				if w.Image != nil {
+					out[w.Image.ID] = true
+				}
+			}
+		}
+		answer <- out
+	})
+	select {
+	case out := <-answer:
+		return out, out != nil
+	case <-ctx.Done():
+		return nil, false
+	}
 }
 
 // pulled is what is known of a record's images, by name.

@@ -260,6 +260,7 @@ func (p *pods) hostEvent(ctx context.Context, e hostapi.Event, now time.Time) {
 		r := p.record(uid)
 		r.seen, r.put, r.lost = true, true, false
 		r.host, r.boot = &e.Group.Status, e.Group.Spec.Boot
+		r.runs = imagesOf(&e.Group.Spec)
 		p.compare(r, &e.Group.Spec)
 		if r.grace == 0 {
 			r.grace = e.Group.Spec.Grace

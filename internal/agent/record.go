@@ -73,6 +73,8 @@ type record struct {
 
 	// images are those that the pod needs, by name.
 	images map[string]*wanted
+	// runs are the IDs of the images that the host has the pod's group with.
+	runs []string
 
 	toHost, toAPI, toDisk lane
 

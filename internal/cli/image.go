@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -143,6 +144,9 @@ func imagePruneCommand(s *session, open func() (*image.Store, error)) *cobra.Com
 			if err != nil {
 				return err
 			}
+			if p.Keep, err = s.imagesInUse(c.Context()); err != nil {
+				return err
+			}
 			p.Nameless = !all
 			gone, err := store.Prune(c.Context(), p)
 			for i := range gone.Images {
@@ -158,6 +162,29 @@ func imagePruneCommand(s *session, open func() (*image.Store, error)) *cobra.Com
 	c.Flags().BoolVar(&all, "all", false, "also those with a name")
 	c.Flags().DurationVar(&p.Unused, "unused", 0, "only those of which there was no use for so long")
 	return c
+}
+
+// imagesInUse says which images the host's groups are run from. Without a socket
+// there is no host.
+func (s *session) imagesInUse(ctx context.Context) (func(*image.Image) bool, error) {
+	if _, err := os.Stat(s.socketPath()); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	c := s.client()
+	defer c.Close()
+	groups, err := c.Groups(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot tell which images are in use: %w", explained(err))
+	}
+	used := map[string]bool{}
+	for _, g := range groups {
+		for i := range g.Spec.Services {
+			if container := g.Spec.Services[i].Exec.Container; container != nil {
+				used[container.Image] = true
+			}
+		}
+	}
+	return func(i *image.Image) bool { return used[i.ID] }, nil
 }
 
 func someImages(c *cobra.Command, args []string) error {

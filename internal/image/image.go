@@ -114,6 +114,9 @@ func (s *Store) path(parts ...string) string {
 	return filepath.Join(append([]string{s.dir}, parts...)...)
 }
 
+// Dir is the directory of the store.
+func (s *Store) Dir() string { return s.dir }
+
 // List gives all images, the newest first.
 func (s *Store) List() ([]Image, error) {
 	x, err := s.read()
