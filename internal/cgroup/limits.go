@@ -326,8 +326,13 @@ func (t *Tree) OOMKills(path string) int {
 	}
 	files := []string{filepath.Join(t.Dir(path), "memory.events")}
 	if root, err := t.root1("memory"); err == nil {
-		files = append(files, filepath.Join(root, strings.TrimPrefix(t.Dir(path), t.root), "memory.oom_control"))
+		// A cgroup of version 1 counts for itself alone; an OCI runtime makes
+		// one below.
+		own := filepath.Join(root, strings.TrimPrefix(t.Dir(path), t.root), "memory.oom_control")
+		below, _ := filepath.Glob(filepath.Join(filepath.Dir(own), "*", "memory.oom_control"))
+		files = append(append(files, own), below...)
 	}
+	total := 0
 	for _, f := range files {
 		data, err := os.ReadFile(f)
 		if err != nil {
@@ -336,9 +341,9 @@ func (t *Tree) OOMKills(path string) int {
 		for line := range strings.Lines(string(data)) {
 			if n, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
 				count, _ := strconv.Atoi(n)
-				return count
+				total += count
 			}
 		}
 	}
-	return 0
+	return total
 }

@@ -100,7 +100,7 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 			q.Cgroup = dir
 			q.Stdout, q.Stderr, err = h.o.Logs.Attach(q.Group, q.Service, q.Run)
 		}
-		if err == nil && e.Main {
+		if err == nil && (e.Main || e.Kind == service.Start) { // a container's runtime is not its main process
 			err = emptyLastWords(spec.TerminationMessage)
 		}
 		if err != nil {

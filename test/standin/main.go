@@ -30,6 +30,8 @@ func main() {
 		case "exit":
 			code, _ := strconv.Atoi(args[1])
 			os.Exit(code)
+		case "eat":
+			eat()
 		case "exists":
 			if _, err := os.Stat(args[1]); err != nil {
 				fmt.Println(err)
@@ -60,6 +62,19 @@ func main() {
 			return
 		}
 	}
+}
+
+// eat takes more and more memory, and uses it.
+func eat() {
+	var all [][]byte
+	for range 1 << 10 {
+		block := make([]byte, 1<<20)
+		for i := 0; i < len(block); i += 4096 {
+			block[i] = 1
+		}
+		all = append(all, block)
+	}
+	fmt.Println(len(all))
 }
 
 func say() {

@@ -26,7 +26,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 
 	"legion.dev/legion/internal/image"
 )
@@ -175,6 +177,8 @@ func TestImages(t *testing.T) {
 	f.sub("image", func(t *testing.T) { f.imageIsRespected(t, at) })
 	f.sub("crashes", func(t *testing.T) { f.containerCrashes(t, at) })
 	f.sub("fields", func(t *testing.T) { f.containerFields(t, at) })
+	f.sub("ends", func(t *testing.T) { f.containerEnds(t, at) })
+	f.sub("exec", func(t *testing.T) { f.containerExec(t, at) })
 	f.sub("pulls", func(t *testing.T) { f.badImages(t, host, at) })
 	f.sub("nothing is left", func(t *testing.T) { f.nothingLeft(t) })
 }
@@ -246,10 +250,12 @@ func (f *fleet) containerCrashes(t *testing.T, at string) {
 
 func (f *fleet) remove(name string, pod *v1.Pod) {
 	f.t.Helper()
+	// One that has ended may be gone at once: the watch comes first.
+	w, watchErr := f.api.CoreV1().Pods("default").Watch(f.ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
 	if err := f.api.CoreV1().Pods("default").Delete(f.ctx, name, metav1.DeleteOptions{}); err != nil {
 		f.t.Fatal(err)
 	}
-	f.pod(name, func(p *v1.Pod) bool { return p == nil })
+	await(f.t, w, watchErr, func(p *v1.Pod) bool { return p == nil })
 	if err := f.awaitRemoved("pod-" + string(pod.UID)); err != nil {
 		f.t.Error(err)
 	}
@@ -297,6 +303,48 @@ func (f *fleet) containerFields(t *testing.T, at string) {
 	f.remove("fields", pod)
 }
 
+// containerEnds: how a container ends is known, also of one that ends at once,
+// and of one that wants more memory than its limit.
+func (f *fleet) containerEnds(t *testing.T, at string) {
+	some := v1.ResourceList{v1.ResourceMemory: resource.MustParse("64Mi")}
+	for name, test := range map[string]struct {
+		args   []string
+		code   int32
+		reason string
+	}{
+		"three": {[]string{"exit", "3"}, 3, "Error"},
+		"well":  {[]string{"exit", "0"}, 0, "Completed"},
+		"eater": {[]string{"eat"}, 137, "OOMKilled"},
+	} {
+		f.container(name, at, func(p *v1.Pod) {
+			p.Spec.RestartPolicy = v1.RestartPolicyNever
+			p.Spec.Containers[0].Args = test.args
+			if test.args[0] == "eat" {
+				p.Spec.Containers[0].Resources = v1.ResourceRequirements{Limits: some, Requests: some}
+			}
+		})
+		pod := f.pod(name, func(p *v1.Pod) bool { return p.Status.Phase == v1.PodFailed || p.Status.Phase == v1.PodSucceeded })
+		if e := pod.Status.ContainerStatuses[0].State.Terminated; e == nil || e.ExitCode != test.code || e.Reason != test.reason {
+			t.Errorf("%s: %+v", name, e)
+		}
+		f.remove(name, pod)
+	}
+}
+
+// containerExec: kubectl exec runs a command in the container, as its user.
+func (f *fleet) containerExec(t *testing.T, at string) {
+	f.container("box", at, nil)
+	pod := f.pod("box", ready)
+	k := f.kubectls()["built-in"]
+	if out, errOut, status := f.run(k, nil, "exec", "box", "--", "/standin", "write", "/tmp/x", "x"); status != 1 || !strings.Contains(out, "permission denied") {
+		t.Errorf("as another user: %d, %q, %q", status, out, errOut)
+	}
+	if out, errOut, status := f.run(k, nil, "exec", "box", "--", "/standin", "exists", "/srv"); status != 0 {
+		t.Errorf("exec: %d, %q, %q", status, out, errOut)
+	}
+	f.remove("box", pod)
+}
+
 // badImages: why an image is not there is said in the kubelet's words, and one
 // that comes later is run.
 func (f *fleet) badImages(t *testing.T, host, at string) {
@@ -330,10 +378,7 @@ func (f *fleet) badImages(t *testing.T, host, at string) {
 	push(t, late, standin(t, imagev1.Config{Entrypoint: []string{"/standin"}}))
 	f.pod("late", ready)
 	for _, n := range []string{"late", "never", "root"} {
-		if err := f.api.CoreV1().Pods("default").Delete(f.ctx, n, metav1.DeleteOptions{}); err != nil {
-			t.Error(err)
-		}
-		f.pod(n, func(p *v1.Pod) bool { return p == nil })
+		f.remove(n, f.pod(n, func(p *v1.Pod) bool { return p != nil }))
 	}
 }
 
