@@ -18,14 +18,15 @@ func TestRequestsAsHooks(t *testing.T) {
 		m := newFake()
 		answer, slow := "", 5*time.Second
 		m.probe = func(ctx context.Context, q *service.Probe) (bool, string) {
+			var answers string
+			var wait time.Duration
+			m.be(func() { answers, wait = answer, slow })
 			select {
-			case <-time.After(slow):
+			case <-time.After(wait):
 			case <-ctx.Done():
-				m.mu.Lock()
-				m.say("%s given up", q.HTTP.Path)
-				m.mu.Unlock()
+				m.be(func() { m.say("%s given up", q.HTTP.Path) })
 			}
-			return answer == "", answer
+			return answers == "", answers
 		}
 		hook := func(path string) []service.Command {
 			return []service.Command{{Path: "GET h:1" + path, HTTP: &service.HTTPProbe{Path: path}, IgnoreFailure: path == "/bye"}}
@@ -52,17 +53,17 @@ func TestRequestsAsHooks(t *testing.T) {
 		m.crash("pod-1/main", 1) // no preStop: it has ended
 		f.expect("end pod-1/main")
 
-		answer = "connection refused"
+		m.be(func() { answer = "connection refused" })
 		time.Sleep(66 * time.Second)
 		f.expect("start main, end pod-1/main")
 		if s := f.service("main"); s.State != service.AutoRestart || !strings.Contains(s.Reason, "hook GET h:1/up failed: connection refused") {
 			t.Errorf("it is %+v", s)
 		}
 
-		answer, slow = "", time.Second
+		m.be(func() { answer, slow = "", time.Second })
 		time.Sleep(66 * time.Second)
 		f.expect("start main")
-		slow = time.Hour
+		m.be(func() { slow = time.Hour })
 		f.remove(g, 10*time.Second)
 		time.Sleep(9 * time.Second)
 		f.expect("")
