@@ -27,6 +27,8 @@ type Election struct {
 	// Duration is how long the others wait for one that is silent. The one that
 	// works stops before that: 14/15 of it after its last renewal. Default 15 s.
 	Duration time.Duration
+	// Labels are put on the Lease by the one that works.
+	Labels map[string]string
 	// Log is told who works. Default: slog.Default().
 	Log *slog.Logger
 
@@ -195,6 +197,7 @@ func (e *Election) lock(client kubernetes.Interface) *timedLock {
 			LeaseMeta:  metav1.ObjectMeta{Namespace: e.Namespace, Name: e.Name},
 			Client:     client.CoordinationV1(),
 			LockConfig: resourcelock.ResourceLockConfig{Identity: e.Identity},
+			Labels:     e.Labels,
 		},
 		election: e,
 	}

@@ -14,6 +14,14 @@ import (
 // keeps pods, revisions and the numbers of the status; Legion deletes outdated
 // pods and writes the conditions.
 
+// What a Lease says of the controller that holds it, so that others can tell
+// whose the updates of a DaemonSet with the strategy OnDelete are.
+const (
+	ModeLabel       = "legion.dev/mode"
+	ModeAll         = "all"
+	ModeUpdatesOnly = "updates-only"
+)
+
 // followHistory takes the revisions as the cluster's own controller keeps them.
 func (c *daemons) followHistory(ctx context.Context, s *set) {
 	all, err := c.revisions.ControllerRevisions(s.name.Namespace).List(labels.Everything())

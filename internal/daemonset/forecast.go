@@ -154,7 +154,10 @@ func (w *play) carryOut(a Action) {
 		n.Pods = slices.DeleteFunc(n.Pods, func(o Pod) bool { return o.UID == a.UID })
 		n.Failures = Failures{}
 		w.set(a.Node)
-		return
+		if !w.policy.updatesOnly || !n.Run || len(n.Pods) > 0 {
+			return
+		}
+		// The cluster's own controller makes the next one.
 	}
 	w.made++
 	id := fmt.Sprintf("new-%d", w.made)

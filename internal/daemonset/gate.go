@@ -100,7 +100,8 @@ func (f *Fleet) Lets(node string, now time.Time) bool {
 // last, or else the one that most other pods run that are not updated.
 func (f *Fleet) Make(node string, now time.Time) string {
 	s := f.nodes[node]
-	if !f.policy.gated || s == nil || f.Lets(node, now) {
+	// The cluster's own controller, if pods are its business, knows the current one only.
+	if !f.policy.gated || f.policy.updatesOnly || s == nil || f.Lets(node, now) {
 		return f.policy.Hash
 	}
 	if s.last != "" {

@@ -133,6 +133,10 @@ func (p *Policy) waves() bool { return p.options.Canary != nil || p.options.Orde
 // Options returns what the annotations say, and those that are wrong.
 func (p *Policy) Options() (Options, []Wrong) { return p.options, p.wrong }
 
+// Rolling says whether updates are carried out, and not left to whoever deletes
+// pods.
+func (p *Policy) Rolling() bool { return p.rolling }
+
 // needs works out which runtime handler the pod needs. A pod that names no
 // class needs the default one, whose name is empty; nodes elsewhere may have it
 // without stating it.

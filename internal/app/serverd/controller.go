@@ -113,7 +113,14 @@ func (o *controllerOptions) run(ctx context.Context, stderr io.Writer) error {
 		return err
 	}
 	log := quiet(ctx, stderr)
-	e := &controller.Election{Namespace: o.namespace, Identity: o.identity, Duration: o.lease, Log: log}
+	mode := controller.ModeAll
+	if o.rolloutsOnly {
+		mode = controller.ModeUpdatesOnly
+	}
+	e := &controller.Election{
+		Namespace: o.namespace, Identity: o.identity, Duration: o.lease, Log: log,
+		Labels: map[string]string{controller.ModeLabel: mode},
+	}
 	if o.health != "" {
 		stop, err := serveHealth(o.health, e, log)
 		if err != nil {

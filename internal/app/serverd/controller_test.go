@@ -347,6 +347,12 @@ func TestRolloutsOnly(t *testing.T) {
 	}
 	makeSet(t, client, onDelete)
 	untilSet(t, client, "upstream's pods", rolledTo("example.org/exporter:1", 3))
+	file := filepath.Join(t.TempDir(), "exporter.yaml")
+	next := strings.NewReplacer("exporter:1", "exporter:2", "  template:", "  updateStrategy: {type: OnDelete}\n  template:").Replace(manifest)
+	if err := os.WriteFile(file, []byte(next), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, must(t, "plan -f "+file), "rollout: one value of", "=a: delete pod exporter-", "on n2: revision ", "on n3", "=b: delete", "on n1", "3 of 3 updated")
 	order := watchDeletions(t, client)
 	setImage(t, client, "example.org/exporter:2")
 	untilSet(t, client, "the update", func(ds *appsv1.DaemonSet) bool {

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"legion.dev/legion/internal/controller"
 	"legion.dev/legion/internal/daemonset"
 	"legion.dev/legion/internal/placement"
 )
@@ -42,6 +43,10 @@ func gather(ctx context.Context, client kubernetes.Interface, ds *appsv1.DaemonS
 		return nil, fmt.Errorf("cannot ask the API server who it is: %w", err)
 	}
 	setting := daemonset.Setting{Own: strings.HasSuffix(version.GitVersion, "+legion")}
+	if daemonset.Drives(ds) {
+		lease, err := client.CoordinationV1().Leases(metav1.NamespaceSystem).Get(ctx, controller.FieldManager, metav1.GetOptions{})
+		setting.UpdatesOnly = err == nil && lease.Labels[controller.ModeLabel] == controller.ModeUpdatesOnly
+	}
 	if class := ds.Spec.Template.Spec.RuntimeClassName; class != nil {
 		if rc, err := client.NodeV1().RuntimeClasses().Get(ctx, *class, metav1.GetOptions{}); err == nil {
 			setting.Handler = func(string) (string, bool) { return rc.Handler, true }

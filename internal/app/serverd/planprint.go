@@ -89,7 +89,7 @@ func (s *fleetState) plan(now time.Time) plan {
 		DaemonSet: s.ds.Namespace + "/" + s.ds.Name, Revision: s.hash, Rollout: options.String(),
 		Now: f.Report(before, now).Progressing.Message, Nodes: []planNode{}, Steps: []planStep{},
 	}
-	if s.ds.Spec.UpdateStrategy.Type == appsv1.OnDeleteDaemonSetStrategyType {
+	if !s.policy.Rolling() {
 		p.Rollout = "pods are replaced when they are deleted (OnDelete)"
 	}
 	if len(wrong) > 0 {
