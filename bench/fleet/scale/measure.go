@@ -31,8 +31,8 @@ type result struct {
 }
 
 func (r result) String() string {
-	return fmt.Sprintf("registered %s, bound %s, ready %s (%s of CPU), replaced %s (%s of CPU), join → bound %s, resident %d MB, at most %d MB",
-		ms(r.registered), ms(r.bound), ms(r.ready), ms(r.cpuReady), ms(r.replaced), ms(r.cpuReplaced), ms(median(r.joins)), r.memory.now>>20, r.memory.peak>>20)
+	return fmt.Sprintf("registered %s, bound %s, ready %s (%s of CPU), replaced %s (%s of CPU), join → bound %s, resident %d MB (%d MB of it files), at most %d MB",
+		ms(r.registered), ms(r.bound), ms(r.ready), ms(r.cpuReady), ms(r.replaced), ms(r.cpuReplaced), ms(median(r.joins)), r.memory.now>>20, r.memory.files>>20, r.memory.peak>>20)
 }
 
 func ms(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
@@ -100,8 +100,10 @@ func measure(ctx context.Context, o options, n, nth int) (r result, err error) {
 	}
 	r.memory = plane.memory()
 	if profile != "" {
-		if err := plane.save(ctx, "/debug/pprof/heap", profile+"-heap.pprof"); err != nil {
-			return r, err
+		for query, path := range map[string]string{"": "-heap.pprof", "?debug=1": "-heap.txt"} {
+			if err := plane.save(ctx, "/debug/pprof/heap"+query, profile+path); err != nil {
+				return r, err
+			}
 		}
 		if err := os.WriteFile(profile+".log", []byte(plane.said()), 0o600); err != nil {
 			return r, err

@@ -125,8 +125,9 @@ func (p *plane) said() string {
 	return string(text[max(0, len(text)-4000):])
 }
 
-// memory is resident memory in bytes, of all processes together.
-type memory struct{ now, peak int64 }
+// memory is resident memory in bytes, of all processes together; files is the
+// part of now that is mapped files.
+type memory struct{ now, peak, files int64 }
 
 func (p *plane) memory() (m memory) {
 	for _, pid := range p.pids {
@@ -140,6 +141,8 @@ func (p *plane) memory() (m memory) {
 			switch fields[0] {
 			case "VmRSS:":
 				m.now += kib << 10
+			case "RssFile:":
+				m.files += kib << 10
 			case "VmHWM:":
 				m.peak += kib << 10
 			}

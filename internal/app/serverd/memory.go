@@ -59,10 +59,12 @@ const (
 	calmGrowth = 40
 	busyGrowth = 300
 	headroom   = 192 << 20
-	// A server that wants less than fairGrowth for as long as calm gives back the
-	// memory that it took for more.
+	// A server that wants less than fairGrowth, on the average of about as long
+	// as calm, gives back the memory that it took for more.
 	fairGrowth = 90
-	calm       = 3 * time.Second
+	calm       = 2 * time.Second
+	// often is how often the rate of allocation is looked at.
+	often = 50 * time.Millisecond
 )
 
 // paceCollection lets a busy server collect less often, and an idle one give
@@ -71,36 +73,42 @@ func paceCollection(ctx context.Context, shrink func()) {
 	samples := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
 	metrics.Read(samples)
 	machine := machineMemory()
-	allocated, rate := samples[0].Value.Uint64(), 0.0
-	growth, busy, last := calmGrowth, false, time.Now()
-	const often = 50 * time.Millisecond
+	allocated, growth, busy := samples[0].Value.Uint64(), calmGrowth, false
+	var r rate
 	tick := time.NewTicker(often)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-tick.C:
-			metrics.Read(samples)
-			sum := samples[0].Value.Uint64()
-			// What it does now counts at once, what it did before for a second.
-			latest := float64(sum-allocated) / often.Seconds()
-			rate, allocated = max(latest, rate*0.95+latest*0.05), sum
-			want := growthFor(rate, samples[1].Value.Uint64(), machine)
-			if want > fairGrowth {
-				busy, last = true, now
-			}
-			// To set it stops the world for a moment: not for a little.
-			if want > growth || 4*want < 3*growth {
-				growth = want
-				debug.SetGCPercent(growth)
-			}
-			if busy && now.Sub(last) > calm {
-				busy = false
-				shrink()
-			}
+		case <-tick.C:
+		}
+		metrics.Read(samples)
+		sum, live := samples[0].Value.Uint64(), samples[1].Value.Uint64()
+		r = r.after(float64(sum-allocated) / often.Seconds())
+		allocated = sum
+		// To set it stops the world for a moment: not for a little.
+		if want := growthFor(max(r.lately, r.calmly), live, machine); want > growth || 4*want < 3*growth {
+			growth = want
+			debug.SetGCPercent(growth)
+		}
+		switch fair := growthFor(r.calmly, live, machine) <= fairGrowth; {
+		case !fair:
+			busy = true
+		case busy:
+			busy = false
+			shrink()
 		}
 	}
+}
+
+// rate is how many bytes a second are allocated: in the last moment, which says
+// what is needed, and in the last seconds, which says whether a burst is over.
+type rate struct{ lately, calmly float64 }
+
+// after is the rate after one more of the times that often is long.
+func (r rate) after(bytes float64) rate {
+	return rate{r.lately + (bytes-r.lately)*0.3, r.calmly + (bytes-r.calmly)*often.Seconds()/calm.Seconds()}
 }
 
 // growthFor is the share, in a hundred, by which the heap of a server that

@@ -57,3 +57,33 @@ func TestGrowth(t *testing.T) {
 		}
 	}
 }
+
+// A burst is answered at once, and is over when it has been for a while; what
+// happens once in a while at rest is none.
+func TestRate(t *testing.T) {
+	const mib = 1 << 20
+	var r rate
+	step := func(times int, bytes float64) {
+		for range times {
+			r = r.after(bytes)
+		}
+	}
+	within := func(what string, got, low, high float64) {
+		t.Helper()
+		if got < low || got > high {
+			t.Errorf("%s: %.0f MiB/s, want %.0f to %.0f", what, got/mib, low/mib, high/mib)
+		}
+	}
+	step(3, 400*mib)
+	within("lately, at the beginning", r.lately, 200*mib, 400*mib)
+	within("calmly, at the beginning", r.calmly, 10*mib, 60*mib)
+	step(100, 400*mib)
+	within("calmly, in the burst", r.calmly, 350*mib, 400*mib)
+	step(20, 20*mib)
+	within("lately, after a second", r.lately, 19*mib, 25*mib)
+	within("calmly, after a second", r.calmly, 150*mib, 300*mib)
+	step(100, 20*mib)
+	within("calmly, after six", r.calmly, 20*mib, 60*mib)
+	step(1, 200*mib)
+	within("calmly, after a moment of work", r.calmly, 20*mib, 60*mib)
+}
