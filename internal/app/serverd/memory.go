@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -59,10 +60,13 @@ const (
 	calmGrowth = 40
 	busyGrowth = 300
 	headroom   = 192 << 20
-	// A server that wants less than fairGrowth, on the average of about as long
-	// as calm, gives back the memory that it took for more.
-	fairGrowth = 90
-	calm       = 2 * time.Second
+	// A server that has wanted more than burstGrowth and wants no more than
+	// fairGrowth, on the average of about as long as calm, gives back the memory
+	// that it took meanwhile. To find out what that is costs a collection: seldom.
+	burstGrowth = 150
+	fairGrowth  = 75
+	calm        = 2 * time.Second
+	seldom      = 10 * time.Second
 	// often is how often the rate of allocation is looked at.
 	often = 50 * time.Millisecond
 )
@@ -74,6 +78,7 @@ func paceCollection(ctx context.Context, shrink func()) {
 	metrics.Read(samples)
 	machine := machineMemory()
 	allocated, growth, busy := samples[0].Value.Uint64(), calmGrowth, false
+	var shrunk time.Time
 	var r rate
 	tick := time.NewTicker(often)
 	defer tick.Stop()
@@ -87,16 +92,21 @@ func paceCollection(ctx context.Context, shrink func()) {
 		sum, live := samples[0].Value.Uint64(), samples[1].Value.Uint64()
 		r = r.after(float64(sum-allocated) / often.Seconds())
 		allocated = sum
+		want := growthFor(max(r.lately, r.calmly), live, machine)
+		if busy {
+			// Where others have the processor, too, all goes slowly, and a burst is one.
+			want = max(want, min(burstGrowth, growthFor(math.Inf(1), live, machine)))
+		}
 		// To set it stops the world for a moment: not for a little.
-		if want := growthFor(max(r.lately, r.calmly), live, machine); want > growth || 4*want < 3*growth {
+		if want > growth || 4*want < 3*growth {
 			growth = want
 			debug.SetGCPercent(growth)
 		}
-		switch fair := growthFor(r.calmly, live, machine) <= fairGrowth; {
-		case !fair:
+		switch want := growthFor(r.calmly, live, machine); {
+		case want > burstGrowth:
 			busy = true
-		case busy:
-			busy = false
+		case busy && want <= fairGrowth && time.Since(shrunk) > seldom:
+			busy, shrunk = false, time.Now()
 			shrink()
 		}
 	}
@@ -119,7 +129,10 @@ func growthFor(rate float64, live, machine uint64) int {
 	if limit := machine / 4; limit > live {
 		room = limit - live
 	}
-	want := min(uint64(rate*apart.Seconds()), max(headroom, live*busyGrowth/100), room)
+	want := min(max(headroom, live*busyGrowth/100), room)
+	if asked := rate * apart.Seconds(); asked < float64(want) {
+		want = uint64(asked)
+	}
 	return max(calmGrowth, int(want*100/live))
 }
 
