@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -60,13 +59,13 @@ const (
 	calmGrowth = 40
 	busyGrowth = 300
 	headroom   = 192 << 20
-	// A server that has wanted more than burstGrowth and wants no more than
-	// fairGrowth, on the average of about as long as calm, gives back the memory
-	// that it took meanwhile. To find out what that is costs a collection: seldom.
-	burstGrowth = 150
-	fairGrowth  = 75
-	calm        = 2 * time.Second
-	seldom      = 10 * time.Second
+	// A server that wants no more than fairGrowth, on the average of about as
+	// long as calm, gives back what it has beyond the heap of a calm one and
+	// besides, which is for all that is not heap. It costs a collection: seldom.
+	fairGrowth = 75
+	besides    = 96 << 20
+	calm       = 2 * time.Second
+	seldom     = 10 * time.Second
 	// often is how often the rate of allocation is looked at.
 	often = 50 * time.Millisecond
 )
@@ -77,7 +76,7 @@ func paceCollection(ctx context.Context, shrink func()) {
 	samples := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
 	metrics.Read(samples)
 	machine := machineMemory()
-	allocated, growth, busy := samples[0].Value.Uint64(), calmGrowth, false
+	allocated, growth := samples[0].Value.Uint64(), calmGrowth
 	var shrunk time.Time
 	var r rate
 	tick := time.NewTicker(often)
@@ -92,24 +91,31 @@ func paceCollection(ctx context.Context, shrink func()) {
 		sum, live := samples[0].Value.Uint64(), samples[1].Value.Uint64()
 		r = r.after(float64(sum-allocated) / often.Seconds())
 		allocated = sum
-		want := growthFor(max(r.lately, r.calmly), live, machine)
-		if busy {
-			// Where others have the processor, too, all goes slowly, and a burst is one.
-			want = max(want, min(burstGrowth, growthFor(math.Inf(1), live, machine)))
-		}
 		// To set it stops the world for a moment: not for a little.
-		if want > growth || 4*want < 3*growth {
+		if want := growthFor(max(r.lately, r.calmly), live, machine); want > growth || 4*want < 3*growth {
 			growth = want
 			debug.SetGCPercent(growth)
 		}
-		switch want := growthFor(r.calmly, live, machine); {
-		case want > burstGrowth:
-			busy = true
-		case busy && want <= fairGrowth && time.Since(shrunk) > seldom:
-			busy, shrunk = false, time.Now()
+		calmly := growthFor(r.calmly, live, machine) <= fairGrowth
+		if calmly && time.Since(shrunk) > seldom && resident() > live+live*calmGrowth/100+besides {
+			shrunk = time.Now()
 			shrink()
 		}
 	}
+}
+
+// resident is how much memory this process has (proc_pid_statm(5)).
+func resident() uint64 {
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(text))
+	if len(fields) < 2 {
+		return 0
+	}
+	pages, _ := strconv.ParseUint(fields[1], 10, 64)
+	return pages * uint64(os.Getpagesize())
 }
 
 // rate is how many bytes a second are allocated: in the last moment, which says

@@ -87,3 +87,10 @@ func TestRate(t *testing.T) {
 	step(1, 200*mib)
 	within("calmly, after a moment of work", r.calmly, 20*mib, 60*mib)
 }
+
+func TestResident(t *testing.T) {
+	// A test's program has more than a megabyte, and less than there is.
+	if got := resident(); got < 1<<20 || got > machineMemory() {
+		t.Errorf("%d bytes are resident", got)
+	}
+}
