@@ -161,6 +161,7 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 	}
 	parts.Go(func() { watchHost(ctx, host, p, h, log) })
 	parts.Go(func() { api.WatchPods(ctx, o.Node, sink{ctx, p}, teller(log, "the server")) })
+	parts.Go(func() { keepCertificate(ctx, o, config, log) })
 	parts.Go(func() { keepTunnel(ctx, config, k.handler(), log) })
 	parts.Go(func() {
 		select {

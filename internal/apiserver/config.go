@@ -205,7 +205,7 @@ func (a *assembly) addAccess(ctx context.Context) error {
 	a.config.RuleResolver = rules
 	a.config.Authorization.Authorizer, err = union.New(
 		union.NamedAuthorizer{AuthorizerName: "legion.dev/join", Authorizer: join},
-		union.NamedAuthorizer{AuthorizerName: "legion.dev/tunnel", Authorizer: tunnelAuthorizer},
+		union.NamedAuthorizer{AuthorizerName: "legion.dev/nodes", Authorizer: nodePaths},
 		union.NamedAuthorizer{AuthorizerName: "legion.dev/kubernetes", Authorizer: upstream},
 	)
 	return err
@@ -254,9 +254,9 @@ func (v namedVersion) Info() *version.Info {
 	return info
 }
 
-// tunnelAuthorizer lets every node open its tunnel.
-var tunnelAuthorizer = authorizer.AuthorizerFunc(func(_ context.Context, attributes authorizer.Attributes) (authorizer.Decision, string, error) {
-	if attributes.IsResourceRequest() || attributes.GetPath() != tunnel.Path {
+// nodePaths lets every node open its tunnel and renew its certificate.
+var nodePaths = authorizer.AuthorizerFunc(func(_ context.Context, attributes authorizer.Attributes) (authorizer.Decision, string, error) {
+	if attributes.IsResourceRequest() || attributes.GetPath() != tunnel.Path && attributes.GetPath() != pki.RenewPath {
 		return authorizer.DecisionNoOpinion, "", nil
 	}
 	for _, group := range attributes.GetUser().GetGroups() {
@@ -264,7 +264,7 @@ var tunnelAuthorizer = authorizer.AuthorizerFunc(func(_ context.Context, attribu
 			return authorizer.DecisionAllow, "", nil
 		}
 	}
-	return authorizer.DecisionNoOpinion, "only nodes have a tunnel", nil
+	return authorizer.DecisionNoOpinion, "only nodes have a tunnel, and a certificate to renew", nil
 })
 
 func (a *assembly) addAdmission(context.Context) error {

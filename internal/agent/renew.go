@@ -1,0 +1,72 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"legion.dev/legion/internal/pki"
+)
+
+// keepCertificate renews the node's certificate before it ends, for as long as
+// ctx lasts. New connections use the new one (client-go reads the file again).
+// A certificate that somebody else looks after is left alone.
+func keepCertificate(ctx context.Context, o Options, config *rest.Config, log *slog.Logger) {
+	if o.Kubeconfig != "" || filepath.Clean(config.CertFile) != filepath.Join(filepath.Clean(o.Dir), pki.CertFile) {
+		return
+	}
+	tell := teller(log, "the server's certificate authority")
+	renew := func() error {
+		client, err := rest.HTTPClientFor(rest.CopyConfig(config))
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		return pki.Renew(ctx, client, config.Host, o.Dir)
+	}
+	renewals(ctx, func() (time.Time, error) {
+		cert, err := pki.StoredCertificate(o.Dir)
+		if err != nil {
+			return time.Time{}, err
+		}
+		return pki.RenewAt(cert), nil
+	}, func() error {
+		err := renew()
+		tell(err)
+		if err == nil {
+			log.Info("the node's certificate is renewed", "node", o.Node)
+		}
+		return err
+	})
+}
+
+// renewals renews when it is time to. A failure is tried again after a minute,
+// then less and less often, up to every hour. The time is looked at each hour
+// at least: the clock may be set, and the file be replaced.
+func renewals(ctx context.Context, due func() (time.Time, error), renew func() error) {
+	const least, most = time.Minute, time.Hour
+	retry := least
+	for {
+		wait := most
+		at, err := due()
+		switch left := time.Until(at); {
+		case err != nil:
+		case left > 0:
+			wait = min(left, most)
+		case renew() == nil:
+			retry = least
+			continue
+		default:
+			wait, retry = retry, min(2*retry, most)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
