@@ -32,6 +32,9 @@ func credentials(ctx context.Context, o Options, log *slog.Logger) (*rest.Config
 		return config, nil
 	}
 	why, err := stored(o)
+	if err == nil && why == "" && o.Token != "" {
+		why, err = refused(ctx, o)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +85,26 @@ func stored(o Options) (string, error) {
 	}
 	if block, _ := pem.Decode(caPEM); block == nil || token.HashCA(block.Bytes) != wanted.CA {
 		return "what is stored is of another fleet than the token", nil
+	}
+	return "", nil
+}
+
+// refused says why the server does not take what is stored any more, empty if it
+// does or cannot be asked: a node that was removed joins again with a token.
+func refused(ctx context.Context, o Options) (string, error) {
+	config, err := storedConfig(o)
+	if err != nil {
+		return "", err
+	}
+	client, err := newClient(config)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	_, err = client.GetNode(ctx, o.Node)
+	if err != nil && strings.Contains(err.Error(), fmt.Sprintf(pki.RemovedWords, o.Node)) {
+		return err.Error(), nil
 	}
 	return "", nil
 }

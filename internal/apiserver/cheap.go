@@ -60,15 +60,20 @@ func rememberCertificates(next authenticator.Request) *certificateCache {
 // whose certificate this is.
 func (c *certificateCache) AuthenticateRequest(r *http.Request) (*authenticator.Response, bool, error) {
 	// What else may say who asks is looked at each time.
-	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 || r.Header.Get("Authorization") != "" || r.Header.Get("Sec-Websocket-Protocol") != "" {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		return c.Request.AuthenticateRequest(r)
 	}
 	leaf := r.TLS.PeerCertificates[0]
+	if r.Header.Get("Authorization") != "" || r.Header.Get("Sec-Websocket-Protocol") != "" {
+		response, ok, err := c.Request.AuthenticateRequest(r)
+		return dated(response, leaf), ok, err
+	}
 	id, now := sha256.Sum256(leaf.Raw), c.now()
 	if k, ok := c.find(id, now); ok {
 		return k.response, true, nil
 	}
 	response, ok, err := c.Request.AuthenticateRequest(r)
+	response = dated(response, leaf)
 	if err == nil && ok && response != nil && byCertificate(response.User) {
 		until := now.Add(certificateTime)
 		if leaf.NotAfter.Before(until) {

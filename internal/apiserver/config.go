@@ -50,7 +50,7 @@ const issuer = "https://kubernetes.default.svc.cluster.local"
 // already, from the Ready condition, for the whole of a node's life.
 var admissionPlugins = []string{
 	"NamespaceLifecycle", "ServiceAccount", "NodeRestriction", "Priority",
-	"DefaultTolerationSeconds", "RuntimeClass", rolloutPlugin,
+	"DefaultTolerationSeconds", "RuntimeClass", rolloutPlugin, removedPlugin,
 }
 
 // assembly is upstream's configuration and what Legion needs of it later.
@@ -60,6 +60,7 @@ type assembly struct {
 	storage    *serverstorage.DefaultStorageFactory
 	informers  servedInformers
 	client     kubernetes.Interface
+	removed    removedNodes
 	direct     *direct
 	loopback   *rest.Config
 	tokens     serviceaccount.TokenGenerator
@@ -96,8 +97,9 @@ func newOptions(ctx context.Context, c Config, listener net.Listener, etcdServer
 	opts.ServiceAccountSigningKeyFile = c.pki("sa.key")
 	opts.Authorization.Modes = []string{"Node", "RBAC"}
 	registerRollout(opts.Admission.GenericAdmission.Plugins)
+	registerRemoved(opts.Admission.GenericAdmission.Plugins)
 	opts.Admission.GenericAdmission.RecommendedPluginOrder = append(
-		slices.Clone(opts.Admission.GenericAdmission.RecommendedPluginOrder), rolloutPlugin)
+		slices.Clone(opts.Admission.GenericAdmission.RecommendedPluginOrder), rolloutPlugin, removedPlugin)
 	opts.Admission.PluginNames = admissionPlugins
 	return opts.Complete(ctx, nil, nil)
 }
@@ -204,6 +206,7 @@ func (a *assembly) addAccess(ctx context.Context) error {
 	}
 	a.config.RuleResolver = rules
 	a.config.Authorization.Authorizer, err = union.New(
+		union.NamedAuthorizer{AuthorizerName: "legion.dev/removed", Authorizer: authorizer.AuthorizerFunc(a.removed.Authorize)},
 		union.NamedAuthorizer{AuthorizerName: "legion.dev/join", Authorizer: join},
 		union.NamedAuthorizer{AuthorizerName: "legion.dev/nodes", Authorizer: nodePaths},
 		union.NamedAuthorizer{AuthorizerName: "legion.dev/kubernetes", Authorizer: upstream},

@@ -50,6 +50,10 @@ func (c Config) addHooks(server *genericapiserver.GenericAPIServer, a *assembly,
 			}
 			return nil
 		},
+		"legion-removed-nodes": func(hook genericapiserver.PostStartHookContext) error {
+			go a.removed.follow(hook, a.client)
+			return nil
+		},
 		"legion-kubeconfig": func(genericapiserver.PostStartHookContext) error {
 			return c.writeKubeconfig(authority, url)
 		},

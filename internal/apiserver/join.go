@@ -45,6 +45,7 @@ type joinHandler struct {
 	authority *pki.Authority
 	sessions  *tunnel.Sessions
 	tokens    secretStore
+	removed   *removedNodes
 }
 
 // refusal is an answer with this status.
@@ -95,6 +96,12 @@ func (h *joinHandler) join(r *http.Request) (*pki.JoinAnswer, error) {
 	}
 	if h.sessions.Connected(req.Node) {
 		return nil, refuse(http.StatusConflict, "a node %q is connected at this moment: choose another name, or stop that node's agent first", req.Node)
+	}
+	// A certificate is dated by the second; it must be newer than the removal.
+	select {
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	case <-time.After(time.Until(h.removed.since(req.Node))):
 	}
 	cert, err := h.authority.SignRequest([]byte(req.Request), "system:node:"+req.Node, user.NodesGroup)
 	if err != nil {

@@ -176,7 +176,8 @@ func (a *assembly) newServer(authority *pki.Authority, sessions *tunnel.Sessions
 	}
 	a.direct.stores.Store(direct)
 	mux := server.Handler.NonGoRestfulMux
-	mux.Handle(pki.JoinPath, &joinHandler{authority: authority, sessions: sessions, tokens: a.client.CoreV1().Secrets("kube-system")})
+	mux.Handle(pki.JoinPath, &joinHandler{authority: authority, sessions: sessions, tokens: a.client.CoreV1().Secrets("kube-system"), removed: &a.removed})
+	a.removed.drop = sessions.Drop
 	mux.Handle(pki.RenewPath, renewHandler{authority})
 	mux.Handle(tunnel.Path, tunnelHandler(sessions))
 	mux.HandleFunc(definitionsPath, noDefinitions)

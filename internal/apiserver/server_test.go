@@ -202,6 +202,8 @@ func TestServer(t *testing.T) {
 		{"ServicesWarn", testServicesWarn},
 		{"JoinRefusals", testJoinRefusals},
 		{"JoinOnce", testJoinOnce},
+		{"Renewal", testRenewal},
+		{"RemovedNodes", testRemovedNodes},
 		{"LogsThroughTheTunnel", testLogs},
 		{"Anonymous", testAnonymous},
 		{"SecondServer", testSecondServer},

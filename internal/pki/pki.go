@@ -30,6 +30,16 @@ const (
 	skew = time.Hour
 )
 
+// LongestLife is how long a certificate of a client is good for.
+const LongestLife = leafLife
+
+// RemovedWords begin what a node is told whose certificate is refused because it
+// was removed; they take its name.
+const RemovedWords = "node %q was removed from the fleet"
+
+// IssuedAt is when a certificate was made; it is good from a little before.
+func IssuedAt(cert *x509.Certificate) time.Time { return cert.NotBefore.Add(skew) }
+
 // Authority is a CA with its key.
 type Authority struct {
 	Cert *x509.Certificate

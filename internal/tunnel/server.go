@@ -101,6 +101,16 @@ func (s *Sessions) Dial(_ context.Context, node string) (net.Conn, error) {
 	return conn, nil
 }
 
+// Drop ends the tunnel of a node, if there is one.
+func (s *Sessions) Drop(node string) {
+	s.mu.Lock()
+	session := s.byNode[node]
+	s.mu.Unlock()
+	if session != nil {
+		_ = session.Close() // who serves it removes it
+	}
+}
+
 // Connected tells whether the node has a tunnel.
 func (s *Sessions) Connected(node string) bool {
 	s.mu.Lock()
