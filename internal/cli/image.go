@@ -22,7 +22,7 @@ func imageCommand(s *session) *cobra.Command {
 	c := &cobra.Command{Use: "image", Short: "List, pull, import and remove the images that pods of this host are run from", Args: noArgs}
 	c.PersistentFlags().StringVar(&dir, "dir", "", "the image store (default $LEGION_DIR/images, then /var/lib/legion/images)")
 	open := func() (*image.Store, error) { return s.images(dir) }
-	c.AddCommand(imageListCommand(s, open), imagePullCommand(s, open), imageImportCommand(s, open), imagePruneCommand(s, open))
+	c.AddCommand(imageListCommand(s, open), imagePullCommand(s, open), imageImportCommand(s, open), imagePrefetchCommand(s, open), imagePruneCommand(s, open))
 	return c
 }
 
