@@ -195,7 +195,7 @@ func configuration(s *service.Service, in Input) (*specs.Spec, *Refusal) {
 	if !in.Pod.Spec.HostNetwork {
 		spec.Hostname = in.hostname()
 	}
-	return spec, nil
+	return spec, in.filter(spec)
 }
 
 // argv is command and args over ENTRYPOINT and CMD, as Kubernetes has it: a

@@ -183,6 +183,32 @@ func TestSecurity(t *testing.T) {
 	}
 }
 
+// TestSeccomp: RuntimeDefault of the pod or the container filters system calls,
+// and what a capability allows is allowed.
+func TestSeccomp(t *testing.T) {
+	yes := true
+	profile := func(kind v1.SeccompProfileType) *v1.SeccompProfile { return &v1.SeccompProfile{Type: kind} }
+	for what, test := range map[string]struct {
+		pod, container *v1.SeccompProfile
+		privileged     *bool
+		want           bool
+	}{
+		"without a word":          {nil, nil, nil, false},
+		"of the pod":              {profile(v1.SeccompProfileTypeRuntimeDefault), nil, nil, true},
+		"of the container":        {nil, profile(v1.SeccompProfileTypeRuntimeDefault), nil, true},
+		"not of the container":    {profile(v1.SeccompProfileTypeRuntimeDefault), profile(v1.SeccompProfileTypeUnconfined), nil, false},
+		"never of the privileged": {profile(v1.SeccompProfileTypeRuntimeDefault), nil, &yes, false},
+	} {
+		_, spec, refusal := contained(t, Image{Cmd: []string{"x"}}, func(p *v1.Pod, _ *service.Service) {
+			p.Spec.SecurityContext = &v1.PodSecurityContext{SeccompProfile: test.pod}
+			p.Spec.Containers[0].SecurityContext = &v1.SecurityContext{SeccompProfile: test.container, Privileged: test.privileged}
+		})
+		if refusal != nil || (spec.Linux.Seccomp != nil) != test.want {
+			t.Errorf("%s: %v, %v", what, spec.Linux.Seccomp != nil, refusal)
+		}
+	}
+}
+
 // TestNamespaces: each that the pod does not share with the host, and never one
 // of the network.
 func TestNamespaces(t *testing.T) {

@@ -141,6 +141,7 @@ var OCIFields = []Field{
 	{"spec.containers[].securityContext.capabilities", Everywhere, "added to and dropped from the usual ones of containers"},
 	{"spec.containers[].securityContext.privileged", Everywhere, "all capabilities and devices; nothing of /proc and /sys is hidden"},
 	{"spec.containers[].securityContext.procMount", Everywhere, ""},
+	{"spec.containers[].securityContext.seccompProfile", Partly, "RuntimeDefault (docker's default profile), also of the pod; Localhost not yet"},
 	{"spec.containers[].volumeMounts[]", Everywhere, "as above; each run has a new writable layer over the image"},
 	{"spec.containers[].lifecycle.stopSignal", Nowhere, "the image's STOPSIGNAL is sent"},
 }

@@ -47,7 +47,9 @@ func (c *compiler) seccomp(ctr *v1.Container, at string, exec *service.ExecConte
 	switch {
 	case profile == nil || profile.Type == v1.SeccompProfileTypeUnconfined:
 		return
-	case profile.Type != v1.SeccompProfileTypeRuntimeDefault || OCI(c.pod):
+	case profile.Type == v1.SeccompProfileTypeRuntimeDefault && OCI(c.pod):
+		// Its runtime is given a profile (ocispec.Contain).
+	case profile.Type != v1.SeccompProfileTypeRuntimeDefault:
 		c.miss("%s.securityContext.seccompProfile", at)
 		return
 	}

@@ -275,7 +275,7 @@ func (f *fleet) containerFields(t *testing.T, at string) {
 		c.Env = []v1.EnvVar{{Name: "COLOUR", Value: "blue"}, {Name: "WHO", ValueFrom: &v1.EnvVarSource{FieldRef: &v1.ObjectFieldSelector{FieldPath: "metadata.name"}}}}
 		c.SecurityContext = &v1.SecurityContext{
 			RunAsUser: new(int64(4321)), RunAsGroup: new(int64(4322)), ReadOnlyRootFilesystem: &yes,
-			Capabilities: &v1.Capabilities{Drop: []v1.Capability{"ALL"}},
+			Capabilities: &v1.Capabilities{Drop: []v1.Capability{"ALL"}}, SeccompProfile: &v1.SeccompProfile{Type: v1.SeccompProfileTypeRuntimeDefault},
 		}
 		p.Spec.SecurityContext = &v1.PodSecurityContext{SupplementalGroups: []int64{55}}
 		p.Spec.Volumes = []v1.Volume{
@@ -297,8 +297,8 @@ func (f *fleet) containerFields(t *testing.T, at string) {
 	if _, err := os.Stat(status + "/scratch/hook"); err != nil {
 		t.Errorf("the postStart hook: %v", err)
 	}
-	if text, err := os.ReadFile(filepath.Join(filepath.Dir(status), "status")); err != nil || !strings.Contains(string(text), "CapBnd:\t0000000000000000\n") {
-		t.Errorf("capabilities: %s, %v", text, err)
+	if text, err := os.ReadFile(filepath.Join(filepath.Dir(status), "status")); err != nil || !strings.Contains(string(text), "CapBnd:\t0000000000000000\n") || !strings.Contains(string(text), "Seccomp:\t2\n") {
+		t.Errorf("capabilities and filters: %s, %v", text, err)
 	}
 	f.remove("fields", pod)
 }
