@@ -98,7 +98,7 @@ type told struct {
 }
 
 // imagesFleet is a fleet whose node runs images, and a registry for it.
-func imagesFleet(t *testing.T) (*fleet, string) {
+func imagesFleet(t testing.TB) (*fleet, string) {
 	t.Helper()
 	if os.Getenv("LEGION_E2E") == "" {
 		t.Skip("set LEGION_E2E=1 (make e2e) to run containers")
@@ -396,4 +396,30 @@ func (f *fleet) nothingLeft(t *testing.T) {
 	if err != nil || len(left) != 0 {
 		t.Errorf("files are left: %v, %v", left, err)
 	}
+}
+
+// BenchmarkContainer measures a pod of an image that is there from the request
+// that creates it to its process, and to Ready in the API.
+func BenchmarkContainer(b *testing.B) {
+	f, host := imagesFleet(b)
+	at := host + "/standin:v1"
+	push(b, at, standin(b, imagev1.Config{Entrypoint: []string{"/standin"}}))
+	f.container("first", at, nil)
+	f.remove("first", f.pod("first", ready))
+	var exec, readied []time.Duration
+	for i := 0; b.Loop(); i++ {
+		name := fmt.Sprintf("pod-%d", i)
+		began := time.Now()
+		f.container(name, at, nil)
+		pod := f.pod(name, ready)
+		readied = append(readied, time.Since(began))
+		g, err := f.host.Group(f.ctx, "pod-"+string(pod.UID))
+		if err != nil {
+			b.Fatal(err)
+		}
+		exec = append(exec, g.Status.Services[0].Main.Started.Sub(began))
+		f.remove(name, pod)
+	}
+	b.ReportMetric(median(exec), "ms/create-to-process")
+	b.ReportMetric(median(readied), "ms/create-to-ready")
 }
