@@ -306,7 +306,7 @@ func (m *machine) try(ctx context.Context, args ...string) (string, error) {
 // run runs a command on the machine, which must succeed.
 func (m *machine) run(t *testing.T, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	out, err := m.try(ctx, args...)
 	if err != nil {
@@ -378,43 +378,5 @@ func (m *machine) groups(t *testing.T) map[string]hostapi.Group {
 	for _, g := range list {
 		out[g.Spec.Name] = g
 	}
-	return out
-}
-
-// traces are what a unit that has run must not leave behind: processes, mounts
-// and cgroups of the machine.
-func (m *machine) traces(t *testing.T) []string {
-	t.Helper()
-	var out []string
-	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", m.pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	entries, _ := os.ReadDir("/proc")
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == m.pid {
-			continue
-		}
-		if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err != nil || ns != own {
-			continue
-		}
-		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		out = append(out, fmt.Sprintf("process %d: %s", pid, strings.ReplaceAll(string(cmdline), "\x00", " ")))
-	}
-	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", m.pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(mounts)) {
-		out = append(out, "mount: "+strings.TrimSpace(line))
-	}
-	root := m.path("/sys/fs/cgroup")
-	_ = filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			out = append(out, "cgroup: "+strings.TrimPrefix(path, root))
-		}
-		return nil
-	})
 	return out
 }
