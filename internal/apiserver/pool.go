@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"reflect"
+	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -26,8 +27,8 @@ type pool struct {
 	families map[family]*traits
 	strings  map[string]string
 	// Statuses are alike across families.
-	podConditions  alike[[]corev1.PodCondition]
-	nodeConditions alike[[]corev1.NodeCondition]
+	podConditions  conditions[corev1.PodCondition]
+	nodeConditions conditions[corev1.NodeCondition]
 	resources      alike[corev1.ResourceList]
 	handlers       alike[[]corev1.NodeRuntimeHandler]
 }
@@ -78,6 +79,24 @@ func (a *alike[T]) share(v *T) {
 	}
 	a.values[a.oldest] = known
 	a.oldest = (a.oldest + 1) % mostAlike
+}
+
+// conditions are alike, and compared without reflection, the latest first:
+// those of each moment are new.
+type conditions[T comparable] struct {
+	values [mostAlike][]T
+	latest int
+}
+
+func (c *conditions[T]) share(v *[]T) {
+	for i := range mostAlike {
+		if known := c.values[(c.latest+mostAlike-i)%mostAlike]; slices.Equal(known, *v) {
+			*v = known
+			return
+		}
+	}
+	c.latest = (c.latest + 1) % mostAlike
+	c.values[c.latest] = *v
 }
 
 // share goes through an object that its caller has just decoded and nobody
