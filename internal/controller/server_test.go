@@ -26,8 +26,9 @@ import (
 	"legion.dev/legion/internal/controller"
 )
 
-// nodeGrace is short, so that losing a node can be seen in a test.
-const nodeGrace = 2 * time.Second
+// nodeGrace is short, so that losing a node can be seen in a test, and not so
+// short that the Leases of all nodes keep a busy machine from everything else.
+const nodeGrace = 5 * time.Second
 
 // patience is how long a test waits for what should be there in a moment: the
 // machine may be busy.
@@ -237,7 +238,7 @@ func (f *field) join(name string, with ...func(*corev1.Node)) string {
 		f.Fatal(err)
 	}
 	go func() {
-		for tick := time.NewTicker(nodeGrace / 5); ; {
+		for tick := time.NewTicker(nodeGrace / 4); ; {
 			select {
 			case <-f.ctx.Done():
 				tick.Stop()
