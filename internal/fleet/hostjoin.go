@@ -71,7 +71,7 @@ func (j *Joining) free(ctx context.Context, host *hostclient.Client) error {
 	case err != nil:
 		return err
 	}
-	return fmt.Errorf("this host is a node already: its legiond has %s (%s), %s; `legion logs %[1]s` shows what it says", joinedUnit, g.Spec.Description, g.ActiveState)
+	return fmt.Errorf("this host is a node already: its legiond has %s (%s), %s; `legion logs -H %[4]s %[1]s` shows what it says", joinedUnit, g.Spec.Description, g.ActiveState, j.Socket)
 }
 
 // credentials takes those that an interrupted join has left, or gets some.

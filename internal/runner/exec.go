@@ -15,8 +15,8 @@ import (
 )
 
 // Exec runs a command to its end; started, which may be nil, is called with its
-// process ID once it is executed. When ctx ends first, the process and its
-// process group are killed, and the error is the context's.
+// process ID once it is executed. When ctx ends first, the process, its process
+// group and its descendants are killed, and the error is the context's.
 func (r *Runner) Exec(ctx context.Context, q Request, started func(pid int)) (service.Exit, error) {
 	done := make(chan service.Exit, 1)
 	e, err := r.start(&q, done)
@@ -36,8 +36,15 @@ func (r *Runner) await(ctx context.Context, e *entry, done <-chan service.Exit) 
 		return exit, nil
 	case <-ctx.Done():
 	}
+	// The program of an OCI runtime has the command as its child, in another
+	// session, and cannot pass this signal on.
+	held := holdDescendants(e.pid)
 	_ = unix.Kill(-e.pid, unix.SIGKILL) // its own session, so its own process group
 	_ = (&Process{r: r, e: e}).Signal(syscall.SIGKILL)
+	for _, fd := range held {
+		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		unix.Close(fd)
+	}
 	return <-done, context.Cause(ctx)
 }
 

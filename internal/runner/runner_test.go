@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -494,5 +495,38 @@ func BenchmarkStartToExit(b *testing.B) {
 				break
 			}
 		}
+	}
+}
+
+// TestExecIsKilledWhole: when nobody waits any more, what the command has
+// started in another session ends with it.
+func TestExecIsKilledWhole(t *testing.T) {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	out := os.NewFile(uintptr(pipe[0]), "out")
+	defer out.Close()
+	q := shell("setsid sh -c 'setsid sleep 1000 & echo $!; wait' & wait")
+	q.Stdio = &[3]int{pipe[1], pipe[1], pipe[1]}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := shared.Exec(ctx, q, func(int) { unix.Close(pipe[1]) })
+		ended <- err
+	}()
+	var pid int // of what is deepest
+	if _, err := fmt.Fscan(out, &pid); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("it ended with %v", err)
+	}
+	// All have the pipe: its end is theirs.
+	late := time.AfterFunc(30*time.Second, func() { _ = unix.Kill(pid, unix.SIGKILL) })
+	if rest, err := io.ReadAll(out); err != nil || strings.TrimSpace(string(rest)) != "" || !late.Stop() {
+		t.Errorf("process %d runs on: %q, %v", pid, rest, err)
 	}
 }
