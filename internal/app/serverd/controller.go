@@ -90,7 +90,7 @@ func controllerCommand(stderr io.Writer) *cobra.Command {
 	flags.DurationVar(&o.look, "look-for-other", 10*time.Second, "how long to look for another DaemonSet controller before the start; 0 does not look")
 	flags.StringVar(&o.namespace, "lease-namespace", metav1.NamespaceSystem, "`namespace` of the Lease")
 	flags.DurationVar(&o.lease, "lease-duration", 15*time.Second, "how long others wait for one that is silent")
-	flags.StringVar(&o.identity, "identity", "", "`name` of this process in the Lease (default: the host's and a random part)")
+	flags.StringVar(&o.identity, "identity", "", "`name` of this process in the Lease, another one for each process (default: the host's and a random part)")
 	flags.StringVar(&o.health, "health", "", "`address` (IP:PORT) where /healthz and /readyz answer (default: nowhere)")
 	flags.BoolVar(&o.printRBAC, "print-rbac", false, "print manifests with the rights that are needed, and end")
 	return c
