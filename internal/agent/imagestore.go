@@ -63,12 +63,13 @@ func openImages(dir string) (*keeper, error) {
 
 func (k *keeper) Ensure(ctx context.Context, name string, policy v1.PullPolicy, logins []image.Login) (*ocispec.Image, error) {
 	if _, err := image.Normalize(name); err != nil {
-		return nil, &imageError{invalidImageName, fmt.Errorf("Failed to apply default image tag %q: %w", name, err)}
+		return nil, &imageError{invalidImageName, fmt.Errorf("Failed to apply default image tag %q: %w", name, err)} //lint:ignore ST1005 the words are kubelet's
 	}
 	found, err := k.store.Find(name)
 	switch {
 	case err == nil && policy != v1.PullAlways:
 	case policy == v1.PullNever:
+		//lint:ignore ST1005 the words are kubelet's
 		return nil, &imageError{errImageNeverPull, fmt.Errorf("Container image %q is not present with pull policy of Never", name)}
 	default:
 		select {

@@ -47,7 +47,7 @@ func TestSampler(t *testing.T) {
 			t.Errorf("the first answer took %s", waited)
 		}
 		ask(1e9, 5e8, 2)
-		time.Sleep(begun.Add(119 * time.Second).Sub(time.Now())) // 59 of 118 s were busy
+		time.Sleep(time.Until(begun.Add(119 * time.Second))) // 59 of 118 s were busy
 		ask(5e8, 25e7, 3)
 		time.Sleep(10 * time.Minute)
 		ask(0, 0, 5)

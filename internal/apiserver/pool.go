@@ -198,7 +198,7 @@ func (p *pool) nodeStatus(s *corev1.NodeStatus) {
 	}
 	info := &s.NodeInfo
 	for _, text := range []*string{
-		&info.KernelVersion, &info.OSImage, &info.ContainerRuntimeVersion, &info.KubeletVersion, &info.KubeProxyVersion,
+		&info.KernelVersion, &info.OSImage, &info.ContainerRuntimeVersion, &info.KubeletVersion,
 		&info.OperatingSystem, &info.Architecture,
 	} {
 		p.string(text)

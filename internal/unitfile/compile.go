@@ -1,6 +1,7 @@
 package unitfile
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -185,7 +186,7 @@ func (c *compiler) finish() error {
 	oneshot := s.Type == service.Oneshot
 	switch {
 	case s.Type == service.DBus && s.BusName == "":
-		return fmt.Errorf("Type=dbus needs BusName=")
+		return errors.New("a service with Type=dbus needs BusName=")
 	case len(s.Start) == 0 && len(s.Stop) == 0:
 		return fmt.Errorf("neither ExecStart= nor ExecStop= is set: there is nothing to run")
 	case len(s.Start) == 0 && !oneshot:
