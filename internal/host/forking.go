@@ -24,6 +24,9 @@ func (h *Host) findMain(u *unit, e machine.FindMain) {
 		p, err = h.adoptMain(u, pid)
 	}
 	if err != nil {
+		if e.PID == 0 && h.takeEnded(u, e.Run, pid) {
+			return
+		}
 		ev := machine.Event{Kind: machine.MainMissing, Run: e.Run, Message: err.Error()}
 		if e.PID == 0 {
 			ev.Exit, ev.Gone = h.goneDaemon(u, pid)
@@ -42,6 +45,33 @@ func (h *Host) findMain(u *unit, e machine.FindMain) {
 	h.own(u, e.Run, proc, p)
 	h.step(u, machine.Event{Kind: machine.MainFound, Run: e.Run, PID: pid, StartTicks: p.StartTicks()})
 	h.exitedEarly(pid)
+}
+
+// takeEnded takes up a main process that has ended before it could be adopted,
+// for the way in which it did: the PID file names it, and nothing is left of the
+// service. A container whose command takes a few milliseconds is such a one.
+func (h *Host) takeEnded(u *unit, run uint64, pid int) bool {
+	if !h.namedNow(u, pid) || h.o.Cgroups.Populated(u.cgroup) {
+		return false
+	}
+	proc := u.in.Procs + 1 // the number that the machine gives it
+	p, err := h.o.Processes.Adopt(pid, 0)
+	x, told := h.early[pid]
+	switch state, _ := stat(pid); {
+	case err == nil && state == 'Z':
+		h.own(u, run, proc, p)
+		x.StartTicks = p.StartTicks()
+	case err == nil:
+		p.Close() // it lives and is another's
+		return false
+	case !told || x.Exit.At.Before(u.in.Since):
+		return false // its exit is not told yet, or its number was another's before
+	default:
+		h.owners[pid] = owner{u: u, proc: proc, run: run, ticks: x.StartTicks}
+	}
+	h.step(u, machine.Event{Kind: machine.MainFound, Run: run, PID: pid, StartTicks: x.StartTicks})
+	h.exitedEarly(pid)
+	return true
 }
 
 // movedOn: a daemon may put another process in its main one's place, as long as
@@ -116,28 +146,42 @@ func (h *Host) lookForMain(u *unit) (int, error) {
 }
 
 func parent(pid int) int {
+	_, ppid := stat(pid)
+	return ppid
+}
+
+// stat gives the state of a process and its parent (proc(5), /proc/PID/stat),
+// zeroes where there is no such process.
+func stat(pid int) (state byte, ppid int) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0
+		return 0, 0
 	}
-	_, rest, ok := strings.Cut(string(data[strings.LastIndexByte(string(data), ')')+1:]), " ")
-	fields := strings.Fields(rest)
-	if !ok || len(fields) < 2 {
-		return 0
+	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	if len(fields) < 2 {
+		return 0, 0
 	}
-	n, _ := strconv.Atoi(fields[1])
-	return n
+	ppid, _ = strconv.Atoi(fields[1])
+	return fields[0][0], ppid
+}
+
+// namedNow says whether the PID file names the process in this life of the
+// service, and it is not another service's. A file from before says nothing.
+func (h *Host) namedNow(u *unit, pid int) bool {
+	const tick = 20 * time.Millisecond // by which a file's time may lag behind
+	if pid <= 1 || u.spec.PIDFile == "" {
+		return false
+	}
+	st, err := os.Stat(u.spec.PIDFile)
+	_, owned := h.owners[pid]
+	return err == nil && !st.ModTime().Before(u.in.Since.Add(-tick)) && !owned
 }
 
 // goneDaemon says whether the process that the PID file names has ended, and how
-// if legiond saw it. A file from before this life says nothing of it.
+// if legiond saw it.
 func (h *Host) goneDaemon(u *unit, pid int) (service.Exit, bool) {
-	const tick = 20 * time.Millisecond // by which a file's time may lag behind
-	if st, err := os.Stat(u.spec.PIDFile); pid == 0 || err != nil || st.ModTime().Before(u.in.Since.Add(-tick)) {
+	if !h.namedNow(u, pid) {
 		return service.Exit{}, false
-	}
-	if _, ok := h.owners[pid]; ok {
-		return service.Exit{}, false // it is another service's
 	}
 	p, err := h.o.Processes.Adopt(pid, 0)
 	if err == nil {

@@ -255,7 +255,7 @@ func (s *step) startMainMissing() {
 	case s.Service.PIDFile == "":
 		s.MainUnknown = true
 		s.enterStartPost()
-	case !s.ev.Left:
+	case !s.ev.Left && !s.ev.Gone:
 		s.enterSignal(service.StopSigterm, service.Protocol, "the daemon is gone: "+s.ev.Message)
 	case !s.ev.Gone: // the daemon may write it yet; Poll and Deadline are set
 		s.Gone = time.Time{}
@@ -273,7 +273,7 @@ const gonePatience = time.Second
 
 func (s *step) startEmptied() {
 	if s.Service.Type == service.Forking && s.Control == nil && s.Main == nil && s.Service.PIDFile != "" {
-		s.enterSignal(service.StopSigterm, service.Protocol, fmt.Sprintf("the daemon ended before it wrote %s", s.Service.PIDFile))
+		s.emit(FindMain{Run: s.Run}) // for how it has ended
 	}
 }
 

@@ -425,6 +425,28 @@ func TestForking(t *testing.T) {
 	d.must("guess.service", "stop")
 }
 
+// TestForkingEndsAtOnce: how a daemon has ended is known, also where that was
+// before its starter ended, or just after.
+func TestForkingEndsAtOnce(t *testing.T) {
+	d := newDaemon(t, nil)
+	// The starter is not a shell by then, which would collect the daemon.
+	until := map[string]string{"before.service": "grep -q sleep /proc/$$$$/comm", "after.service": "[ ! -e /proc/$$$$/comm ]"}
+	for name, end := range until {
+		pidfile := filepath.Join(d.dir, name+".pid")
+		d.write(name, "[Service]\nType=forking\nPIDFile="+pidfile+"\nExecStart=/bin/sh -c '(until "+end+"; do :; done; exit 3) & echo $! >"+pidfile+"; exec sleep 0.2'\n")
+	}
+	if _, err := d.client.Reload(d.ctx); err != nil {
+		t.Fatal(err)
+	}
+	for name := range until {
+		_ = d.do(name, "start") // it may have failed before it was up
+		s := d.until(name, func(s service.Status) bool { return s.State == service.Failed })
+		if s.Result != service.ExitCode || s.Main == nil || s.Main.Exit == nil || s.Main.Exit.Code != 3 {
+			t.Errorf("%s ended with %s: %s (%+v)", name, s.Result, s.Reason, s.Main)
+		}
+	}
+}
+
 // TestForkingSuccessor: a daemon that puts another process in its place, and
 // writes that into its PID file before it ends, goes on running.
 func TestForkingSuccessor(t *testing.T) {
