@@ -130,7 +130,6 @@ func FieldTable() string {
 // OCIFields is what is otherwise for pods of images.
 var OCIFields = []Field{
 	{"spec.hostNetwork", Partly, "pods use the node's network in any case: there is no other on offer. With true the container also has the node's host name"},
-	{"spec.restartPolicy", Partly, "as above; but a container that ends within milliseconds of its start may be shown as one that could not be started, without its exit code"},
 	{"spec.hostPID, hostIPC", Everywhere, "else each container has its own"},
 	{"spec.hostname", Everywhere, "without it, the pod's name"},
 	{"spec.dnsPolicy, hostAliases", Partly, "the node's /etc/resolv.conf and /etc/hosts are seen, read-only"},

@@ -303,7 +303,8 @@ func (f *fleet) containerFields(t *testing.T, at string) {
 	f.remove("fields", pod)
 }
 
-// containerEnds: a container that wants more memory than its limit ends so.
+// containerEnds: how a container ends is known, also of one that ends at once,
+// and of one that wants more memory than its limit.
 func (f *fleet) containerEnds(t *testing.T, at string) {
 	some := v1.ResourceList{v1.ResourceMemory: resource.MustParse("64Mi")}
 	for name, test := range map[string]struct {
@@ -311,6 +312,8 @@ func (f *fleet) containerEnds(t *testing.T, at string) {
 		code   int32
 		reason string
 	}{
+		"three": {[]string{"exit", "3"}, 3, "Error"},
+		"well":  {[]string{"exit", "0"}, 0, "Completed"},
 		"eater": {[]string{"eat"}, 137, "OOMKilled"},
 	} {
 		f.container(name, at, func(p *v1.Pod) {
