@@ -19,6 +19,9 @@ func (q *Request) sandbox(c *service.ExecContext, l *launch) *StartError {
 		return nil
 	}
 	x, _ := sandbox.ThisMachine().Give(c.Sandbox)
+	if usersLost(c) != "" {
+		x.PrivateUsers = ""
+	}
 	l.spec.Sandbox = x
 	for _, k := range directoryKinds(c, q.Dirs) {
 		for _, d := range k.entries {
@@ -98,6 +101,28 @@ func LostProtections(c *service.ExecContext) []string {
 	if c.Sandbox != nil {
 		_, more := sandbox.ThisMachine().Give(c.Sandbox)
 		lost = append(lost, more...)
+		if why := usersLost(c); why != "" {
+			lost = append(lost, why)
+		}
 	}
 	return lost
+}
+
+// usersLost says which other directive a user namespace would take away;
+// PrivateUsers= is left out then.
+func usersLost(c *service.ExecContext) string {
+	if c.Sandbox.PrivateUsers == "" {
+		return ""
+	}
+	const lost = "PrivateUsers=: with it, there would be no right to "
+	s := c.Scheduling
+	switch {
+	case c.NetworkNamespacePath != "":
+		return lost + "enter NetworkNamespacePath="
+	case s != nil && (s.Policy == "fifo" || s.Policy == "rr"):
+		return lost + "CPUSchedulingPolicy=" + s.Policy
+	case s != nil && s.IOClass == "realtime":
+		return lost + "IOSchedulingClass=realtime"
+	}
+	return ""
 }

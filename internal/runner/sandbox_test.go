@@ -163,6 +163,81 @@ func namespace(t *testing.T, kind string) string {
 	return name
 }
 
+// TestPrivateUsers: root and the service's own user are themselves, others are
+// nobody; what the host's root gives is there nevertheless, its rights are not.
+func TestPrivateUsers(t *testing.T) {
+	asRoot(t)
+	if !sandbox.ThisMachine().Users() {
+		t.Skip("this machine gives no user namespaces")
+	}
+	maps := `awk '{print $1, $2, $3}' /proc/self/uid_map; `
+	for name, test := range map[string]struct {
+		c            service.ExecContext
+		script, want string
+	}{
+		"root": {service.ExecContext{Sandbox: &service.Sandbox{PrivateUsers: "self"}}, maps + "id -u; grep CapEff /proc/self/status | cut -f2 | tr -d 0; dmesg 2>/dev/null || echo refused", "0 0 1\n0\n1ffffffffff\nrefused"},
+		"a user": {
+			service.ExecContext{User: "64321", Group: "64322", SupplementaryGroups: []string{"64323"}, Sandbox: &service.Sandbox{PrivateUsers: "self"}},
+			maps + "id -u; id -G; grep CapEff /proc/self/status | cut -f2", "0 0 1\n64321 64321 1\n64321\n64322 64323\n0000000000000000",
+		},
+		"identity": {service.ExecContext{Sandbox: &service.Sandbox{PrivateUsers: "identity"}}, maps, "0 0 65536"},
+		"full":     {service.ExecContext{Sandbox: &service.Sandbox{PrivateUsers: "full"}}, maps, "0 0 1\n1 1 4294967294"},
+		"with the other walls": {
+			service.ExecContext{User: "64321", Sandbox: &service.Sandbox{
+				PrivateUsers: "self", PrivateTmp: true, PrivateDevices: true, PrivateNetwork: true, PrivateIPC: true, ProtectSystem: "strict", ProtectHome: "yes", ProtectHostname: true,
+				ProtectControlGroups: true, ProtectKernelModules: true, ProtectKernelTunables: true, ProtectKernelLogs: true,
+				RestrictNamespaces: list(), SystemCallFilter: []string{"@system-service"}, MemoryDenyWriteExecute: true,
+			}},
+			"touch /tmp/x && ls /tmp; touch /x 2>/dev/null || echo read-only; echo x >/dev/null && tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '", "x\nread-only\nlo",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := inside(t, test.c, test.script); got != test.want {
+				t.Errorf("it said %q, want %q", got, test.want)
+			}
+			if lost := LostProtections(&test.c); len(lost) > 0 {
+				t.Errorf("%q", lost)
+			}
+		})
+	}
+}
+
+// TestPrivateUsersHaveLimits: a limit that only the host's root may set is the
+// same with a user namespace as without.
+func TestPrivateUsersHaveLimits(t *testing.T) {
+	asRoot(t)
+	of := func(x *service.Sandbox) string {
+		c := service.ExecContext{
+			User: "64321", Nice: new(-5), OOMScoreAdjust: new(-900), Sandbox: x,
+			Rlimits: map[string]service.Rlimit{"MEMLOCK": {Soft: 1 << 30, Hard: 1 << 40}, "NOFILE": {Soft: 321, Hard: 432}},
+		}
+		return inside(t, c, "nice; cat /proc/self/oom_score_adj; grep -E 'locked|open files' /proc/self/limits")
+	}
+	without, with := of(nil), of(&service.Sandbox{PrivateUsers: "self"})
+	if with != without || !strings.HasPrefix(with, "-5\n") || !strings.Contains(with, "321") {
+		t.Errorf("%q, without a user namespace %q", with, without)
+	}
+}
+
+// TestPrivateUsersLost: what does not go together is told, and the rest is given.
+func TestPrivateUsersLost(t *testing.T) {
+	asRoot(t)
+	for _, c := range []service.ExecContext{
+		{Sandbox: &service.Sandbox{PrivateUsers: "self", ProtectProc: "invisible"}},
+		{Sandbox: &service.Sandbox{PrivateUsers: "self"}, Scheduling: &service.Scheduling{IOClass: "realtime"}},
+	} {
+		if lost := LostProtections(&c); len(lost) != 1 || !strings.HasPrefix(lost[0], "PrivateUsers=: ") {
+			t.Errorf("%q", lost)
+		}
+		if got := inside(t, c, "readlink /proc/self/ns/user"); got != namespace(t, "user") {
+			t.Errorf("it runs in %s", got)
+		}
+	}
+	if _, lost := (sandbox.Machine{}).Give(&service.Sandbox{PrivateUsers: "self"}); len(lost) != 1 || !strings.Contains(lost[0], "no right to make a user namespace") {
+		t.Errorf("%q", lost)
+	}
+}
+
 // TestSandboxOfAnotherUser: a filter without the right to it brings
 // NoNewPrivileges with it.
 func TestSandboxOfAnotherUser(t *testing.T) {

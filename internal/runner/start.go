@@ -235,6 +235,9 @@ func (l *launch) sysAttr() *syscall.SysProcAttr {
 	if l.cgroup >= 0 {
 		sys.UseCgroupFD, sys.CgroupFD = true, l.cgroup
 	}
+	if l.users() {
+		sandbox.Users(l.spec.Sandbox.PrivateUsers, l.spec.Credential, sys)
+	}
 	return sys
 }
 
@@ -297,13 +300,14 @@ func (r *Runner) spawnSandbox(l *launch, done chan service.Exit) (*entry, *Start
 		return &StartError{Stage: stage, Err: err, Code: sandbox.CodeOther}
 	}
 	l.spec.Argv, l.spec.Env = sandbox.Bytes(l.argv), sandbox.Bytes(l.env)
-	spec, err := specFile(&l.spec)
+	spec, tell, err := l.handOver()
 	if err != nil {
 		return nil, other("hand over what to start", err)
 	}
-	defer unix.Close(spec)
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		unix.Close(spec)
+		tell.Close() // nil, too
 		return nil, other("make a pipe", err)
 	}
 	report := os.NewFile(uintptr(pipe[0]), "report")
@@ -320,6 +324,10 @@ func (r *Runner) spawnSandbox(l *launch, done chan service.Exit) (*entry, *Start
 	}
 	e, err := r.spawn(r.executable, []string{sandbox.Argv0, l.spec.Service}, attr, &entry{starting: true, done: done})
 	unix.Close(pipe[1])
+	unix.Close(spec)
+	if tell != nil {
+		r.tellBorn(e, &l.spec, tell)
+	}
 	if err != nil {
 		return nil, forkError(err)
 	}

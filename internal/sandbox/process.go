@@ -133,6 +133,8 @@ func decimal(n int) string { return strconv.Itoa(n) }
 // Machine is what a machine, or the container that legiond is in, can give.
 type Machine struct {
 	Mounts, Network, IPC, UTS, Filters bool
+	// Users tries only where it is asked: it takes a process. nil is no.
+	Users func() bool
 }
 
 // ThisMachine tries it, once, on a thread of its own.
@@ -148,6 +150,7 @@ var ThisMachine = sync.OnceValue(func() Machine {
 		action := kill
 		_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
 		m.Filters = e == 0 && len(tables) > 0
+		m.Users = sync.OnceValue(userNamespaces)
 		result <- m
 	}()
 	return <-result
@@ -179,6 +182,10 @@ func (m Machine) Give(s *service.Sandbox) (*service.Sandbox, []string) {
 	if hasMounts(s) && !m.Mounts {
 		withoutMounts(&given)
 		lost = append(lost, mountNames(s)+": there is no right to make a mount namespace here, so the service sees the file system as it is")
+	}
+	if why := m.refusesUsers(s); why != "" {
+		given.PrivateUsers = ""
+		lost = append(lost, "PrivateUsers=: "+why)
 	}
 	if s.PrivateNetwork && !m.Network {
 		given.PrivateNetwork = false

@@ -10,6 +10,8 @@ type Sandbox struct {
 	PrivateNetwork bool `json:"privateNetwork,omitempty"`
 	PrivateIPC     bool `json:"privateIPC,omitempty"`
 
+	PrivateUsers string `json:"privateUsers,omitempty"` // "self", "identity", "full"
+
 	ProtectSystem string `json:"protectSystem,omitempty"` // "yes", "full", "strict"
 	ProtectHome   string `json:"protectHome,omitempty"`   // "yes", "read-only", "tmpfs"
 

@@ -64,6 +64,7 @@ var sandboxRows = []row{
 	{names: "PrivateMounts", set: boolean(box(func(s *service.Sandbox) *bool { return &s.PrivateMounts }))},
 	{names: "PrivateNetwork", set: boolean(box(func(s *service.Sandbox) *bool { return &s.PrivateNetwork }))},
 	{names: "PrivateIPC", set: boolean(box(func(s *service.Sandbox) *bool { return &s.PrivateIPC }))},
+	{names: "PrivateUsers", set: privateUsers},
 	{names: "ProtectSystem", set: grade(box(func(s *service.Sandbox) *string { return &s.ProtectSystem }), "yes", "full", "strict")},
 	{names: "ProtectHome", set: grade(box(func(s *service.Sandbox) *string { return &s.ProtectHome }), "yes", "read-only", "tmpfs")},
 	{names: "ProtectControlGroups", set: yes(box(func(s *service.Sandbox) *bool { return &s.ProtectControlGroups }), "private", "strict")},
@@ -105,6 +106,20 @@ var sandboxRows = []row{
 	{names: "IOSchedulingClass", set: ioClass},
 	{names: "IOSchedulingPriority", set: integer(func(c *compiler) **int { return &sched(c).IOPriority }, 0, 7)},
 	{names: "TimerSlackNSec", set: timerSlack},
+}
+
+// privateUsers takes a boolean, of which yes is self, or one of the later words.
+func privateUsers(c *compiler, e Entry) error {
+	to := box(func(s *service.Sandbox) *string { return &s.PrivateUsers })(c)
+	if v, err := ParseBool(e.Value); err == nil {
+		*to = map[bool]string{true: "self"}[v]
+		return nil
+	}
+	if e.Value != "" && !slices.Contains([]string{"self", "identity", "full"}, e.Value) {
+		return fmt.Errorf("%q is none of yes, no, self, identity, full", e.Value)
+	}
+	*to = e.Value
+	return nil
 }
 
 // standard takes one of some words, of which the first means nothing special.

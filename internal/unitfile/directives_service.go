@@ -139,7 +139,7 @@ var execRows = []row{
 	// for which these would matter.
 	{names: "SyslogIdentifier SyslogFacility SyslogLevel SyslogLevelPrefix LogLevelMax LogExtraFields", set: accept},
 
-	{names: "PrivateUsers PrivatePIDs PrivateBPF", reason: "the service is in the namespaces of the host"},
+	{names: "PrivatePIDs PrivateBPF", reason: "the service is in the namespaces of the host"},
 	{
 		names: `RootImage RootImageOptions RootHash RootHashSignature RootVerity
 		RootImagePolicy RootEphemeral MountImages MountImagePolicy ExtensionImages ExtensionImagePolicy ExtensionDirectories MemoryKSM BindLogSockets`,

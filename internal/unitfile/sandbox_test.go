@@ -19,6 +19,9 @@ func TestSandboxDirectives(t *testing.T) {
 		{"RestrictAddressFamilies=AF_UNIX AF_INET\nRestrictAddressFamilies=~AF_INET", `{"sandbox":{"restrictAddressFamilies":["AF_UNIX"]}}`, ""},
 		{"RestrictAddressFamilies=~AF_PACKET", `{"sandbox":{"restrictAddressFamilies":["AF_PACKET"],"familiesDenied":true}}`, ""},
 		{"SystemCallFilter=@system-service\nSystemCallFilter=~@resources", `{"sandbox":{"systemCallFilter":["@system-service","~@resources"]}}`, ""},
+		{"PrivateUsers=yes", `{"sandbox":{"privateUsers":"self"}}`, ""},
+		{"PrivateUsers=self\nPrivateUsers=no", `{}`, ""},
+		{"PrivateUsers=identity", `{"sandbox":{"privateUsers":"identity"}}`, ""},
 		{"ProtectProc=default\nProcSubset=pid", `{"sandbox":{"procSubset":"pid"}}`, ""},
 		{"DynamicUser=yes\nProtectSystem=full", `{"noNewPrivileges":true,"dynamicUser":true,"sandbox":{"privateTmp":true,"protectSystem":"full","protectHome":"read-only","restrictSUIDSGID":true}}`, ""},
 		{"LoadCredential=a:/x//y\nLoadCredential=b\nSetCredential=a:1\\n2", `{"credentials":[{"name":"a","source":"/x/y"},{"name":"b","source":"b"},{"name":"a","data":"MQoy"}]}`, ""},
@@ -46,7 +49,7 @@ func TestSandboxDirectives(t *testing.T) {
 		}
 	}
 	for _, wrong := range []string{
-		"ProtectSystem=perhaps", "ReadOnlyPaths=relative", "BindPaths=a:/b", "RestrictNamespaces=time-travel", "RestrictAddressFamilies=INET", "LoadCredential=a/b:/x",
+		"ProtectSystem=perhaps", "PrivateUsers=perhaps", "ReadOnlyPaths=relative", "BindPaths=a:/b", "RestrictNamespaces=time-travel", "RestrictAddressFamilies=INET", "LoadCredential=a/b:/x",
 		"SetCredential=a", "CPUAffinity=3-1", "CPUSchedulingPriority=100", "MemoryMax=101%", "TasksMax=0", "CPUQuota=10", "IOWeight=0",
 	} {
 		f, err := Parse("/u/d.service", []byte("[Service]\nExecStart=/bin/true\n"+wrong+"\n"))
