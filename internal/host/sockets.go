@@ -218,14 +218,20 @@ func (h *Host) accept(g *group) {
 // handOver starts an instance for a connection; why says why not.
 func (h *Host) handOver(g *group, conn int, ends string) (why string) {
 	k, spec := g.sockets, g.spec.Socket
-	open := 0
+	open, same, from := 0, 0, source(ends)
 	for _, o := range h.groups {
 		if o.listener == g.spec.Name && !o.idle() {
 			open++
+			if _, instance, _ := strings.Cut(strings.TrimSuffix(o.spec.Name, ".service"), "@"); source(instance) == from {
+				same++
+			}
 		}
 	}
 	if spec.MaxConnections > 0 && open >= spec.MaxConnections {
 		return fmt.Sprintf("there are %d already (MaxConnections=)", open)
+	}
+	if most := spec.MaxConnectionsPerSource; most > 0 && from != "" && same >= most {
+		return fmt.Sprintf("there are %d from %s already (MaxConnectionsPerSource=)", same, from)
 	}
 	name, err := unitfile.ReplaceInstance(spec.Unit, fmt.Sprintf("%d-%s", k.accepted, ends))
 	if err != nil {
@@ -244,6 +250,20 @@ func (h *Host) handOver(g *group, conn int, ends string) (why string) {
 	unit.listener, unit.gone = g.spec.Name, true
 	h.request(startJob, name, job{by: "a connection to " + g.spec.Name}, func(outcome) { u.hangUp() })
 	return ""
+}
+
+// source is whom a connection comes from, by the end of its instance's name: an
+// address without the port, a VSOCK context, or the user at the other end of a
+// socket in the file system. Empty is not known.
+func source(ends string) string {
+	far := ends[strings.LastIndexByte(ends, '-')+1:]
+	if far == "unknown" {
+		return ""
+	}
+	if port := strings.LastIndexByte(far, ':'); port >= 0 {
+		return far[:port]
+	}
+	return far
 }
 
 // hangUp closes legiond's end of the connection: the service has its own.

@@ -79,7 +79,11 @@ type Socket struct {
 	RemoveOnStop  bool     `json:"removeOnStop,omitempty"`
 	Symlinks      []string `json:"symlinks,omitempty"`
 	// MaxConnections bounds the instances of Accept; 0 is 64.
-	MaxConnections       int    `json:"maxConnections,omitempty"`
+	MaxConnections int `json:"maxConnections,omitempty"`
+	// MaxConnectionsPerSource bounds those from one address, or of one user of a
+	// socket in the file system; 0 is no bound.
+	MaxConnectionsPerSource int `json:"maxConnectionsPerSource,omitempty"`
+
 	Backlog              int    `json:"backlog,omitempty"`      // 0 is the most
 	BindIPv6Only         string `json:"bindIPv6Only,omitempty"` // default, both, ipv6-only
 	FreeBind             bool   `json:"freeBind,omitempty"`

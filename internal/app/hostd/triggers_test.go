@@ -217,6 +217,44 @@ func TestConnectionsHaveInstances(t *testing.T) {
 	}
 }
 
+// TestConnectionsOfOneSource: one address does not take the connections of
+// another.
+func TestConnectionsOfOneSource(t *testing.T) {
+	// An address of this process alone, on which nobody else takes the port.
+	free, err := net.Listen("tcp", fmt.Sprintf("127.77.%d.%d:0", os.Getpid()>>8&0xff, os.Getpid()&0xff))
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := free.Addr().String()
+	free.Close()
+	d := newDaemon(t, map[string]string{
+		"cat.socket":   "[Socket]\nListenStream=" + address + "\nAccept=yes\nMaxConnectionsPerSource=1\n",
+		"cat@.service": "[Service]\nStandardInput=socket\nExecStart=/bin/cat\n",
+	})
+	d.must("cat.socket", "start")
+	served := func(from string) bool {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		c, err := dialer.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		_ = c.SetDeadline(time.Now().Add(patience))
+		// One that is dropped ends, or is reset as its line comes in.
+		if _, err := io.WriteString(c, "hello\n"); err != nil {
+			return false
+		}
+		line, _ := bufio.NewReader(c).ReadString('\n')
+		return line == "hello\n"
+	}
+	for i, want := range []bool{true, false, true} {
+		from := []string{"127.0.0.1", "127.0.0.1", "127.0.0.2"}[i]
+		if got := served(from); got != want {
+			t.Errorf("connection %d, from %s: served is %t", i, from, got)
+		}
+	}
+}
+
 func TestPathUnits(t *testing.T) {
 	dir := t.TempDir()
 	d := newDaemon(t, map[string]string{
