@@ -167,10 +167,18 @@ func (k *kubelet) containerLogs(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("container %q in pod %q is waiting to start: %s", container, pod, target.Waiting), http.StatusBadRequest)
 		return
 	}
-	body, err := k.open(ctx, target.UID, query)
+	var body io.ReadCloser
+	if query.Follow {
+		body, err = k.newer(ctx, &target, target.Run-1, query)
+	} else {
+		body, err = k.open(ctx, target.UID, query)
+	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
+	}
+	if body == nil {
+		body = io.NopCloser(strings.NewReader("")) // it has written nothing
 	}
 	w.Header().Set("Content-Type", "text/plain")
 	w.WriteHeader(http.StatusOK)
@@ -181,7 +189,8 @@ func (k *kubelet) containerLogs(w http.ResponseWriter, r *http.Request) {
 		err := out.copyFrom(body, flush)
 		_ = body.Close()
 		if err == nil && query.Follow && out.left != 0 {
-			body, err = k.nextRun(ctx, &target, query)
+			query.Tail, query.Since = -1, time.Time{}
+			body, err = k.newer(ctx, &target, target.Run, query)
 		}
 		if err != nil && ctx.Err() == nil {
 			k.log.Warn("a log was cut short", "pod", pod, "container", container, "error", err)
@@ -192,21 +201,26 @@ func (k *kubelet) containerLogs(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// open opens the log of a run; one that has written nothing is empty.
+// open opens the log of a run; nil if there is none.
 func (k *kubelet) open(ctx context.Context, uid types.UID, query hostapi.LogQuery) (io.ReadCloser, error) {
 	body, err := k.host.Logs(ctx, podspec.GroupName(uid), query)
 	var answer *hostapi.Error
 	if errors.As(err, &answer) && answer.Code == "not-found" {
-		return io.NopCloser(strings.NewReader("")), nil
+		return nil, nil
 	}
 	return body, err
 }
 
-// nextRun waits until a container that is followed runs again and opens the log
-// of that run; nil when there will be none.
-func (k *kubelet) nextRun(ctx context.Context, t *target, query hostapi.LogQuery) (io.ReadCloser, error) {
-	last := t.Run
+// newer waits for a run after the last one and opens its log, which is there a
+// moment after the run is told of; nil when there will be none.
+func (k *kubelet) newer(ctx context.Context, t *target, last uint64, query hostapi.LogQuery) (io.ReadCloser, error) {
 	for {
+		if t.Run > last {
+			query.Run = t.Run
+			if body, err := k.open(ctx, t.UID, query); err != nil || body != nil {
+				return body, err
+			}
+		}
 		select {
 		case <-t.Changed:
 		case <-t.Done:
@@ -217,10 +231,6 @@ func (k *kubelet) nextRun(ctx context.Context, t *target, query hostapi.LogQuery
 		var err error
 		if *t, err = k.again(ctx, t.UID, query.Service); err != nil {
 			return nil, err
-		}
-		if t.Run > last {
-			query.Run, query.Tail, query.Since = t.Run, -1, time.Time{}
-			return k.open(ctx, t.UID, query)
 		}
 	}
 }

@@ -79,15 +79,20 @@ func FuzzLogLine(f *testing.F) {
 	})
 }
 
-// fakeLogs has one text for each run.
+// fakeLogs has one text for each run; that of run late is not there when it is
+// asked for first.
 type fakeLogs struct {
 	runs  map[uint64]string
+	late  uint64
 	asked []hostapi.LogQuery
 }
 
 func (f *fakeLogs) Logs(_ context.Context, _ string, q hostapi.LogQuery) (io.ReadCloser, error) {
 	f.asked = append(f.asked, q)
 	text, ok := f.runs[q.Run]
+	if q.Run == f.late {
+		f.late, ok = 0, false
+	}
 	if !ok {
 		return nil, &hostapi.Error{Code: "not-found", Message: "no log of that run"}
 	}
@@ -152,6 +157,36 @@ func TestContainerLogs(t *testing.T) {
 		got := w.Body.String()
 		if exact := code == "200" && !strings.HasPrefix(text, "{"); http.StatusText(w.Code) != statusText(code) || (exact && got != text) || !strings.HasPrefix(got, text) {
 			t.Errorf("%s: %d %q, want %s", path, w.Code, got, want)
+		}
+	}
+}
+
+// TestFollowedRunBeginsLate: a run is told of before its log is there, be it the
+// first one that a follower sees or a later one.
+func TestFollowedRunBeginsLate(t *testing.T) {
+	const stamp = "2030-01-02T03:04:05Z stdout F "
+	news := make(chan struct{})
+	close(news)
+	for late, runs := range map[uint64][]uint64{2: {2, 2, 3}, 3: {2, 3, 3}} {
+		look := func() (target, error) {
+			if len(runs) == 0 {
+				return target{UID: "u", Run: 3, Done: news}, nil
+			}
+			at := target{UID: "u", Run: runs[0], Changed: news}
+			runs = runs[1:]
+			return at, nil
+		}
+		k := &kubelet{
+			host:  &fakeLogs{late: late, runs: map[uint64]string{2: stamp + "second\n", 3: stamp + "third\n"}},
+			log:   slog.New(slog.NewTextHandler(io.Discard, nil)),
+			now:   time.Now,
+			find:  func(context.Context, string, string, string) (target, error) { return look() },
+			again: func(context.Context, types.UID, string) (target, error) { return look() },
+		}
+		w := httptest.NewRecorder()
+		k.handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/containerLogs/default/p/c?follow=true", nil))
+		if got := w.Body.String(); got != "second\nthird\n" {
+			t.Errorf("run %d begins late: %q", late, got)
 		}
 	}
 }

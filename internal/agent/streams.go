@@ -118,8 +118,8 @@ func (a attacher) AttachContainer(ctx context.Context, _, _, container string, i
 	if in != nil {
 		return fmt.Errorf("container %q has no standard input: a process of the host reads from /dev/null (spec.containers[].stdin has no effect with runtimeClassName %s); leave --stdin out, or use kubectl exec", container, podspec.HostRuntime)
 	}
-	body, err := a.k.open(ctx, a.UID, hostapi.LogQuery{Service: container, Run: a.Run, Follow: true})
-	if err != nil {
+	body, err := a.k.newer(ctx, &a.target, a.Run-1, hostapi.LogQuery{Service: container, Follow: true})
+	if err != nil || body == nil {
 		return err
 	}
 	defer func() { _ = body.Close() }()
