@@ -72,6 +72,8 @@ func (c *compiler) container(ctr *v1.Container, at string) service.Service {
 	switch {
 	case OCI(c.pod):
 		s.Start = []service.Command{{Argv: argv}}
+	case len(ctr.Command) == 0 && c.pod.Annotations[UnitAnnotation+ctr.Name] != "":
+		// ExecStart= of the annotation is the command.
 	case len(ctr.Command) == 0 || argv[0] == "":
 		c.block(ctr.Name, ConfigError, "container %q has no command: runtime %q runs programs of the node, there is no image whose entrypoint could be taken; set %s.command", ctr.Name, HostRuntime, at)
 		return s
@@ -83,6 +85,7 @@ func (c *compiler) container(ctr *v1.Container, at string) service.Service {
 	s.Readiness = c.probe(ctr, ctr.ReadinessProbe, at+".readinessProbe")
 	s.Liveness = c.probe(ctr, ctr.LivenessProbe, at+".livenessProbe")
 	s.Startup = c.probe(ctr, ctr.StartupProbe, at+".startupProbe")
+	c.directives(ctr, &s)
 	c.contain(ctr, &s)
 	return s
 }
@@ -129,9 +132,8 @@ func (c *compiler) restart(ctr *v1.Container, kind service.Type) service.Restart
 // user maps securityContext's identities, the container's before the pod's.
 func (c *compiler) user(ctr *v1.Container, at string, exec *service.ExecContext) {
 	var uid, gid *int64
-	var nonRoot *bool
 	if p := c.pod.Spec.SecurityContext; p != nil {
-		uid, gid, nonRoot = p.RunAsUser, p.RunAsGroup, p.RunAsNonRoot
+		uid, gid = p.RunAsUser, p.RunAsGroup
 		for _, g := range p.SupplementalGroups {
 			exec.SupplementaryGroups = append(exec.SupplementaryGroups, strconv.FormatInt(g, 10))
 		}
@@ -146,9 +148,6 @@ func (c *compiler) user(ctr *v1.Container, at string, exec *service.ExecContext)
 		if s.RunAsGroup != nil {
 			gid = s.RunAsGroup
 		}
-		if s.RunAsNonRoot != nil {
-			nonRoot = s.RunAsNonRoot
-		}
 		if s.AllowPrivilegeEscalation != nil && !*s.AllowPrivilegeEscalation {
 			exec.NoNewPrivileges = true
 		}
@@ -159,7 +158,7 @@ func (c *compiler) user(ctr *v1.Container, at string, exec *service.ExecContext)
 	if gid != nil {
 		exec.Group = strconv.FormatInt(*gid, 10)
 	}
-	if root := (uid == nil && c.node.Root) || (uid != nil && *uid == 0); nonRoot != nil && *nonRoot && root && !OCI(c.pod) {
+	if root := (uid == nil && c.node.Root) || (uid != nil && *uid == 0); c.nonRoot(ctr) && root && !OCI(c.pod) {
 		c.block(ctr.Name, ConfigError, "container %q has runAsNonRoot and would run as root on node %s: set %s.securityContext.runAsUser to another user's number", ctr.Name, c.node.Name, at)
 	}
 }

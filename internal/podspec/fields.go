@@ -29,6 +29,7 @@ type Field struct {
 // Fields is what runtime "host" makes of a pod. What Compile lists as not
 // honoured is in it; docs/PODS.md is made of it.
 var Fields = []Field{
+	{"metadata.annotations[unit.legion.dev/CONTAINER]", Everywhere, "directives of `[Service]` that are laid over the container; `legion promote` writes them. A wrong one, one that has a field here (`User=`, `CapabilityBoundingSet=`, `TimeoutStopSec=` …) or one that is not honoured keeps the container waiting, with its line. With `ExecStart=` the container has no command. Directives may act as root, by `+`, `EnvironmentFile=`, `StateDirectory=` …: where runAsNonRoot is true they are refused as a whole. No effect on containers of an image"},
 	{"spec.runtimeClassName", Everywhere, "`host`; `oci` and none are run from their image, see below; pods of another class wait, and say so"},
 	{"spec.restartPolicy", Everywhere, "back-off as the kubelet's: at once, 10 s, doubling to 5 min, forgotten after 10 min"},
 	{"spec.terminationGracePeriodSeconds", Everywhere, "at least a second"},
