@@ -60,7 +60,7 @@ var verbs = []struct {
 		listUnitFilesCommand, listDependenciesCommand, catCommand, showCommand,
 	}},
 	{"A fleet:", []func(*session) *cobra.Command{
-		upCommand, downCommand, nodesCommand, kubectlCommand, planCommand, rolloutCommand, tokenCommand, joinCommand,
+		upCommand, downCommand, nodesCommand, kubectlCommand, planCommand, rolloutCommand, tokenCommand, joinCommand, promoteCommand,
 	}},
 	{"In the place of systemd's programs:", append(personalityCommands(), installAsSystemdCommand)},
 	{"Others:", []func(*session) *cobra.Command{versionCommand}},
