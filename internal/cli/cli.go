@@ -56,7 +56,7 @@ var verbs = []struct {
 		isActiveCommand, isFailedCommand, killCommand, topCommand, bootCommand, imageCommand,
 	}},
 	{"Unit files:", []func(*session) *cobra.Command{
-		enableCommand, disableCommand, reenableCommand, maskCommand, unmaskCommand, presetCommand, isEnabledCommand,
+		enableCommand, disableCommand, reenableCommand, maskCommand, unmaskCommand, presetCommand, editCommand, revertCommand, isEnabledCommand,
 		listUnitFilesCommand, listDependenciesCommand, catCommand, showCommand,
 	}},
 	{"A fleet:", []func(*session) *cobra.Command{

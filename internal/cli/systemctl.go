@@ -20,6 +20,8 @@ type systemctl struct {
 	*session
 	file          fileFlags
 	show          showFlags
+	editing       editFlags
+	deps          branches
 	types, states []string
 	noBlock       bool
 	noLegend      bool
@@ -50,6 +52,10 @@ func (c *systemctl) flags() *pflag.FlagSet {
 	f.BoolVar(&c.file.noWarn, "no-warn", false, "do not warn of units without [Install]")
 	f.BoolVarP(&c.file.full, "full", "l", false, "do not shorten")
 	f.StringVar(&c.file.presetMode, "preset-mode", "full", "full, enable-only or disable-only")
+	c.editing.add(f)
+	f.BoolVar(&c.deps.reverse, "reverse", false, "the units that bring the given ones with them")
+	f.BoolVar(&c.deps.before, "before", false, "the units ordered after the given ones")
+	f.BoolVar(&c.deps.after, "after", false, "the units ordered before the given ones")
 	f.StringSliceVarP(&c.show.properties, "property", "p", nil, "only these properties")
 	f.StringSliceVarP(&c.show.properties, "value-of", "P", nil, "only these properties, without their names")
 	f.BoolVar(&c.show.value, "value", false, "properties without their names")
@@ -74,7 +80,7 @@ func (c *systemctl) flags() *pflag.FlagSet {
 	f.String("check-inhibitors", "auto", "accepted")
 	f.String("timestamp", "pretty", "accepted")
 	f.String("legend", "yes", "no: no heading and no count")
-	accepted(f, "system", "global", "no-pager", "no-ask-password", "no-wall", "fail", "reverse", "after", "before",
+	accepted(f, "system", "global", "no-pager", "no-ask-password", "no-wall", "fail",
 		"with-dependencies", "recursive", "wait", "show-types", "show-transaction", "ignore-dependencies", "ignore-inhibitors", "dry-run", "marked", "mkdir", "read-only")
 	return f
 }
@@ -113,7 +119,7 @@ func runSystemctl(s *session, ctx context.Context, args []string) error {
 }
 
 // fileVerbs are the verbs that need no manager.
-var fileVerbs = []string{"enable", "disable", "reenable", "mask", "unmask", "preset", "preset-all", "link"}
+var fileVerbs = []string{"enable", "disable", "reenable", "mask", "unmask", "preset", "preset-all", "link", "revert"}
 
 func (c *systemctl) run(ctx context.Context, verb string) error {
 	switch verb {
@@ -129,7 +135,12 @@ func (c *systemctl) run(ctx context.Context, verb string) error {
 		return c.reloadManager(ctx)
 	case "get-default", "set-default":
 		return c.defaultTarget(ctx, verb)
-	case "edit", "revert", "switch-root", "rescue", "emergency", "suspend", "hibernate", "hybrid-sleep", "attach", "bind", "mount-image":
+	case "edit":
+		if len(c.args) == 0 {
+			return tooFew()
+		}
+		return c.edit(ctx, c.args, &c.file, c.editing)
+	case "switch-root", "rescue", "emergency", "suspend", "hibernate", "hybrid-sleep", "attach", "bind", "mount-image":
 		return &Exit{exitFailure, fmt.Errorf("systemctl: %s is not supported by legion", verb)}
 	}
 	if slices.Contains(fileVerbs, verb) {

@@ -114,61 +114,6 @@ func (c *systemctl) printUnits(lines []unitLine) {
 	fmt.Fprintln(c.Out, "\nTo show all installed unit files use 'systemctl list-unit-files'.")
 }
 
-// listDependencies prints what a unit requires and wants, as a tree.
-func (c *systemctl) listDependencies(groups []hostapi.Group) error {
-	args := c.args
-	if len(args) == 0 {
-		args = []string{"default.target"}
-	}
-	return c.dependencyTrees(groups, args, c.plain)
-}
-
-func (s *session) dependencyTrees(groups []hostapi.Group, args []string, plain bool) error {
-	byName := map[string]hostapi.Group{}
-	for _, g := range groups {
-		for _, n := range append([]string{g.Spec.Name}, g.Spec.Deps.Aliases...) {
-			byName[n] = g
-		}
-	}
-	names, err := mangled(args)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		fmt.Fprintln(s.Out, name)
-		s.branch(byName, name, "", []string{name}, plain)
-	}
-	return nil
-}
-
-// branch prints what one unit pulls in; a unit is not followed again below
-// itself.
-func (s *session) branch(byName map[string]hostapi.Group, name, indent string, above []string, plain bool) {
-	d := byName[name].Spec.Deps
-	children := slices.Concat(d.Requires, d.Requisite, d.BindsTo, d.Wants)
-	sort.Strings(children)
-	children = slices.Compact(children)
-	for i, child := range children {
-		g, known := byName[child]
-		state := "inactive"
-		if known {
-			state = g.ActiveState
-		}
-		edge, further := "├─", "│ "
-		if i == len(children)-1 {
-			edge, further = "└─", "  "
-		}
-		if plain {
-			edge, further = "  ", "  "
-		}
-		fmt.Fprintf(s.Out, "%s %s%s%s\n", s.dot(state), indent, edge, child)
-		// A target brings units with it; others are shown by themselves.
-		if known && !slices.Contains(above, child) && unitfile.ValidName(child, unitfile.AnyName) && strings.HasSuffix(child, ".target") {
-			s.branch(byName, child, indent+further, append(slices.Clone(above), child), plain)
-		}
-	}
-}
-
 func (c *systemctl) status(ctx context.Context, client *hostclient.Client) error {
 	if len(c.args) == 0 {
 		return c.hostStatus(ctx, client)

@@ -200,6 +200,8 @@ func (s *session) changeNames(t *unitlink.Tree, verb string, names []string, f *
 		return changes, err
 	case "unmask":
 		return t.Unmask(names, how)
+	case "revert":
+		return t.Revert(names)
 	case "preset":
 		return t.Preset(names, unitlink.Mode(f.presetMode), how)
 	case "preset-all":
