@@ -101,6 +101,9 @@ func (b *builder) limits() {
 	if m := r.MemoryMax; m != nil && m.Share == 0 && m.Value > 0 && m.Value <= math.MaxInt64 {
 		b.field["MemoryMax"], b.field["MemoryLimit"] = true, true
 		limits["memory"] = fmt.Sprint(m.Value)
+		if r.MemorySwapMax == nil {
+			b.result.Changed = append(b.result.Changed, "MemoryMax= becomes limits.memory, with which there is no swap")
+		}
 	}
 	// A thousandth of a processor is the least that a pod can say.
 	if q := r.CPUQuota; q > 0 && q%10 == 0 {
@@ -109,6 +112,7 @@ func (b *builder) limits() {
 	}
 	if len(limits) > 0 {
 		b.container["resources"] = object{"limits": limits}
+		b.result.Changed = append(b.result.Changed, "limits are requests, too, unless the manifest is given others: a node without as much free takes no pod")
 	}
 }
 
