@@ -53,8 +53,8 @@ func (h *Host) Groups(ctx context.Context) ([]hostapi.Group, error) {
 	return list, err
 }
 
-// Group gives one group. An instance of a template that nobody has asked for yet
-// is given as it would be: down.
+// Group gives one group. One whose unit file nobody has read yet (an instance of
+// a template, a file that came a moment ago) is given as it would be: down.
 func (h *Host) Group(ctx context.Context, name string) (hostapi.Group, error) {
 	var v hostapi.Group
 	var missing error
@@ -66,7 +66,7 @@ func (h *Host) Group(ctx context.Context, name string) (hostapi.Group, error) {
 		}
 		v = h.wire(g)
 	})
-	if err == nil && missing != nil && strings.Contains(name, "@") {
+	if err == nil && missing != nil {
 		if spec, absent := h.o.Units.Find(name); absent == nil { // the disk is not read in the loop
 			missing = nil
 			err = h.do(ctx, func() { v = h.wire(newGroup(spec, time.Now())) })
@@ -255,10 +255,11 @@ func (h *Host) Do(ctx context.Context, name, verb, by string, wait bool, grace *
 	}
 }
 
-// load1 reads the unit file of a group that is to start and was not read yet: an
-// instance of a template. The disk is not read in the loop.
+// load1 reads the unit file of a group that is to start, or to be down, and was
+// not read yet: an instance of a template, a file that came a moment ago. The
+// disk is not read in the loop.
 func (h *Host) load1(ctx context.Context, name, verb string) error {
-	if verb != "start" && verb != "restart" {
+	if verb != "start" && verb != "restart" && verb != "stop" {
 		return nil
 	}
 	missing := false
