@@ -59,9 +59,11 @@ func TestDebian(t *testing.T) {
 		}
 	}
 	debs := download(t)
+	downloadAnsible(t, debs)
 	m := newMachine(t, debs)
 	m.run(t, "legion", "install-as-systemd", "--force")
 	t.Run("maintainer scripts", m.maintain)
+	t.Run("ansible", m.ansible)
 	chosen := func(d daemon) bool { // LEGION_DEBIAN may name units to look into, with commas
 		only := os.Getenv("LEGION_DEBIAN")
 		return only == "" || slices.Contains(strings.Split(only, ","), d.unit)
