@@ -61,8 +61,13 @@ func refuse(status int, format string, args ...any) error {
 }
 
 func (h *joinHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "application/json")
 	answer, err := h.join(r)
+	reply(w, r, "Join refused", answer, err)
+}
+
+// reply sends the answer, or the reason of a refusal.
+func reply(w http.ResponseWriter, r *http.Request, refused string, answer any, err error) {
+	w.Header().Set("Content-Type", "application/json")
 	if err == nil {
 		_ = json.NewEncoder(w).Encode(answer)
 		return
@@ -72,7 +77,7 @@ func (h *joinHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if errors.As(err, &known) {
 		status = known.status
 	}
-	klog.ErrorS(err, "Join refused", "from", r.RemoteAddr, "status", status)
+	klog.ErrorS(err, refused, "from", r.RemoteAddr, "status", status)
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(pki.JoinRefusal{Message: err.Error()})
 }

@@ -2,13 +2,11 @@ package apiserver
 
 import (
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/endpoints/request"
-	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/pkg/auth/nodeidentifier"
 
 	"legion.dev/legion/internal/pki"
@@ -18,20 +16,8 @@ import (
 type renewHandler struct{ authority *pki.Authority }
 
 func (h renewHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "application/json")
 	answer, err := h.renew(r)
-	if err == nil {
-		_ = json.NewEncoder(w).Encode(answer)
-		return
-	}
-	status := http.StatusInternalServerError
-	var known *refusal
-	if errors.As(err, &known) {
-		status = known.status
-	}
-	klog.ErrorS(err, "Renewal refused", "from", r.RemoteAddr, "status", status)
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(pki.JoinRefusal{Message: err.Error()})
+	reply(w, r, "Renewal refused", answer, err)
 }
 
 func (h renewHandler) renew(r *http.Request) (*pki.RenewAnswer, error) {

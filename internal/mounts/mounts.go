@@ -27,6 +27,29 @@ const (
 // Prepare makes ready the mounts of a service of owner, a group. Doing it again
 // changes nothing. root is the service's root directory, empty for the host's.
 func Prepare(owner, root string, list []service.Mount) error {
+	return each(list, func(m *service.Mount, dir bool) error {
+		if root != "" {
+			return nil
+		}
+		if err := point(owner, m.Target, dir); err != nil {
+			return fmt.Errorf("cannot make the mount point %q: %w", m.Target, err)
+		}
+		return nil
+	})
+}
+
+// Sources makes ready what is to be mounted, and no mount points: a container's
+// are its runtime's to make.
+func Sources(list []service.Mount) error {
+	return each(list, func(*service.Mount, bool) error { return nil })
+}
+
+// each makes the source of each mount ready, and calls f with whether it is a
+// directory.
+func each(list []service.Mount, f func(m *service.Mount, dir bool) error) error {
+	if len(list) == 0 {
+		return nil
+	}
 	unlock, err := lock()
 	if err != nil {
 		return err
@@ -41,34 +64,8 @@ func Prepare(owner, root string, list []service.Mount) error {
 		if err != nil {
 			return fmt.Errorf("volume for %q: %w", m.Target, err)
 		}
-		if root == "" {
-			err = point(owner, m.Target, dir)
-		}
-		if err != nil {
-			return fmt.Errorf("cannot make the mount point %q: %w", m.Target, err)
-		}
-	}
-	return nil
-}
-
-// Sources makes ready what is to be mounted, and no mount points: a container's
-// are its runtime's to make.
-func Sources(list []service.Mount) error {
-	if len(list) == 0 {
-		return nil
-	}
-	unlock, err := lock()
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	for i := range list {
-		m := &list[i]
-		if err := source(m); err != nil {
-			return fmt.Errorf("volume for %q: %w", m.Target, err)
-		}
-		if _, err := isDir(m); err != nil {
-			return fmt.Errorf("volume for %q: %w", m.Target, err)
+		if err := f(m, dir); err != nil {
+			return err
 		}
 	}
 	return nil
