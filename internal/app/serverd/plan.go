@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"time"
 
@@ -135,7 +136,8 @@ func tryOut(ctx context.Context, client kubernetes.Interface, want *appsv1.Daemo
 		return nil, err
 	}
 	next := live.DeepCopy()
-	next.Spec, next.Labels, next.Annotations = want.Spec, want.Labels, want.Annotations
+	next.ResourceVersion = "" // what others write meanwhile is not in the way
+	next.Spec, next.Labels, next.Annotations = want.Spec, want.Labels, maps.Clone(want.Annotations)
 	for _, key := range []string{appsv1.DeprecatedTemplateGeneration, daemonset.RolledBackKey} {
 		if value, ok := live.Annotations[key]; ok {
 			metav1.SetMetaDataAnnotation(&next.ObjectMeta, key, value)
