@@ -295,6 +295,9 @@ func (c *daemons) patchStatus(ctx context.Context, s *set, status map[string]any
 			switch {
 			case err == nil:
 				s.status, s.version = ds.Status, ds.ResourceVersion
+				if c.updatesOnly && s.ds.DeletionTimestamp == nil && !daemonset.Drives(s.ds) {
+					c.takeBack(ctx, s)
+				}
 			case !apierrors.IsNotFound(err) && ctx.Err() == nil:
 				c.log.Warn("cannot write the status of a daemonset", "daemonset", s.name, "error", err)
 				c.after(time.Second, item{kind: setChanged, set: s.name})

@@ -65,6 +65,12 @@ func (c *daemons) leave(ctx context.Context, s *set, before *appsv1.DaemonSet) {
 		c.events.Event(s.ds, corev1.EventTypeWarning, "NotDriven",
 			"The annotations "+daemonset.OptionPrefix+"* do nothing here: only the updates of DaemonSets with updateStrategy OnDelete are Legion's")
 	}
+	c.takeBack(ctx, s)
+}
+
+// takeBack removes the conditions of a DaemonSet whose updates are not Legion's;
+// where they are being written just now, once that has ended.
+func (c *daemons) takeBack(ctx context.Context, s *set) {
 	if without := daemonset.WithoutReport(s.status.Conditions); !s.writing && len(without) != len(s.status.Conditions) {
 		c.patchStatus(ctx, s, map[string]any{"conditions": without})
 	}
