@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 
 	"legion.dev/legion/internal/hostapi"
@@ -44,8 +45,17 @@ type Options struct {
 	Node string
 	// Server is https://HOST:PORT; Token joins its fleet.
 	Server, Token string
-	// Kubeconfig, where set, takes the place of joining.
-	Kubeconfig string
+	// Kubeconfig or Bootstrap, where set, make the host a node of a Kubernetes
+	// cluster in place of one of a fleet: with the credentials of a kubeconfig,
+	// or with such as it gets with the rights of one.
+	Kubeconfig, Bootstrap string
+	// Taints are what the node is registered with.
+	Taints []v1.Taint
+	// KubeletPort is where such a cluster reaches the node; ClientCA is whose
+	// certificates its clients show, none keeps the port closed. TLSCert and
+	// TLSKey are the port's own, if it is given some.
+	KubeletPort               int
+	ClientCA, TLSCert, TLSKey string
 	// Dir keeps the credentials.
 	Dir string
 	// NodeIP is the address under which the node's daemons are reached.
@@ -79,9 +89,18 @@ func (o Options) Check() error {
 	if net.ParseIP(o.NodeIP) == nil {
 		problems = append(problems, fmt.Errorf("the node's address %q is no IP address: --node-ip IP", o.NodeIP))
 	}
+	if o.Kubeconfig != "" && (o.Bootstrap != "" || o.Token != "") || o.Bootstrap != "" && o.Token != "" {
+		problems = append(problems, errors.New("a node has its credentials in one way: by --token, --kubeconfig or --bootstrap-kubeconfig"))
+	}
+	if (o.TLSCert == "") != (o.TLSKey == "") {
+		problems = append(problems, errors.New("a certificate needs its key: --tls-cert-file and --tls-private-key-file go together"))
+	}
 	problems = append(problems, checkLabels(o.Labels))
 	return errors.Join(problems...)
 }
+
+// InCluster: the node is of a Kubernetes cluster, not of a fleet.
+func (o Options) InCluster() bool { return o.Kubeconfig != "" || o.Bootstrap != "" }
 
 // patience is how long Run tries before it says that it is ready without the
 // server: a node's start must not depend on it.
@@ -112,6 +131,9 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 	labels := maps.Clone(given)
 	if labels == nil {
 		labels = map[string]string{}
+	}
+	if o.InCluster() {
+		labels[HostLabel] = "true"
 	}
 	maps.Copy(labels, o.Labels)
 	config.UserAgent = component + "/" + o.Version
@@ -145,11 +167,16 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 		p.images = store
 	}
 	h := &heartbeat{
-		node: nodeInput{Name: o.Node, IP: o.NodeIP, Version: o.Version, Labels: labels, Images: node.OCI != nil},
+		node: nodeInput{Name: o.Node, IP: o.NodeIP, Version: o.Version, Labels: labels, Taints: o.Taints, Images: node.OCI != nil},
 		api:  api, log: log, read: read,
 		hostState: make(chan error), registered: make(chan struct{}),
 	}
 	k := &kubelet{host: host, ip: o.NodeIP, log: log, find: p.find, again: p.again, list: p.list, now: time.Now, stats: (&sampler{node: o.Node, read: p.counters}).Summary}
+	reached, err := reach(o, config, k.handler(), log)
+	if err != nil {
+		return err
+	}
+	h.node.Port = o.port()
 
 	var parts sync.WaitGroup
 	defer parts.Wait()
@@ -162,7 +189,7 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 	parts.Go(func() { watchHost(ctx, host, p, h, log) })
 	parts.Go(func() { api.WatchPods(ctx, o.Node, sink{ctx, p}, teller(log, "the server")) })
 	parts.Go(func() { keepCertificate(ctx, o, config, log) })
-	parts.Go(func() { keepTunnel(ctx, config, k.handler(), log) })
+	parts.Go(func() { reached(ctx) })
 	parts.Go(func() {
 		select {
 		case <-ctx.Done():
@@ -209,6 +236,27 @@ func watchHost(ctx context.Context, host Host, p *pods, h *heartbeat, log *slog.
 		case <-time.After(wait):
 		}
 	}
+}
+
+// port is where the kubelet's API is served; 0 is nowhere.
+func (o Options) port() int {
+	if !o.InCluster() || o.ClientCA == "" {
+		return 0
+	}
+	return o.KubeletPort
+}
+
+// reach is how the node's server reaches it: through a tunnel, or in a cluster
+// at the kubelet's port.
+func reach(o Options, config *rest.Config, handler http.Handler, log *slog.Logger) (func(ctx context.Context), error) {
+	switch {
+	case !o.InCluster():
+		return func(ctx context.Context) { keepTunnel(ctx, config, handler, log) }, nil
+	case o.port() == 0:
+		log.Warn("the kubelet's port is closed: kubectl logs and exec do not work for this node (--client-ca-file opens it)")
+		return func(context.Context) {}, nil
+	}
+	return openPort(o, config, handler, log)
 }
 
 // keepTunnel keeps the tunnel to the server open.

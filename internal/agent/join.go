@@ -22,7 +22,7 @@ import (
 
 // credentials gives the configuration to reach the server with: of a kubeconfig
 // the user named, else what an earlier start has stored, else by joining with
-// the token.
+// the token, or by asking a cluster with the bootstrap kubeconfig.
 func credentials(ctx context.Context, o Options, log *slog.Logger) (*rest.Config, error) {
 	if o.Kubeconfig != "" {
 		config, err := clientcmd.BuildConfigFromFlags(o.Server, o.Kubeconfig)
@@ -38,7 +38,12 @@ func credentials(ctx context.Context, o Options, log *slog.Logger) (*rest.Config
 	if err != nil {
 		return nil, err
 	}
-	if why != "" {
+	if why != "" && o.Bootstrap != "" {
+		log.Info("asking the cluster for a certificate", "node", o.Node, "because", why)
+		if err := bootstrap(ctx, o, log); err != nil {
+			return nil, err
+		}
+	} else if why != "" {
 		if o.Token == "" {
 			return nil, fmt.Errorf("node %q has no credentials (%s): start legion-agent once with --server and --token; 'legion token create' makes one", o.Node, why)
 		}

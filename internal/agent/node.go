@@ -20,6 +20,10 @@ const kubeletVersion = "v1.37.2-legion"
 // maxPods is the kubelet's default.
 const maxPods = 110
 
+// HostLabel is a label of the hosts that are nodes of a Kubernetes cluster, and
+// the key of their taint.
+const HostLabel = "legion.dev/host"
+
 // The kubelet's hard eviction thresholds, and a share of process numbers.
 const (
 	leastMemory    = 100 << 20
@@ -32,7 +36,10 @@ const (
 type nodeInput struct {
 	Name, IP, Version string
 	Labels            map[string]string
-	Facts             facts
+	Taints            []v1.Taint
+	// Port is where the kubelet's API is served, 0 for nowhere.
+	Port  int
+	Facts facts
 	// HostTrouble is why pods cannot run here now, empty if they can.
 	HostTrouble string
 	// Images: the node runs images, too.
@@ -44,9 +51,11 @@ type nodeInput struct {
 func makeNode(in nodeInput) *v1.Node {
 	node := &v1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: in.Name, Labels: nodeLabels(in)},
+		Spec:       v1.NodeSpec{Taints: in.Taints},
 		Status: v1.NodeStatus{
-			Capacity:    capacity(in.Facts),
-			Allocatable: capacity(in.Facts),
+			DaemonEndpoints: v1.NodeDaemonEndpoints{KubeletEndpoint: v1.DaemonEndpoint{Port: int32(in.Port)}},
+			Capacity:        capacity(in.Facts),
+			Allocatable:     capacity(in.Facts),
 			Addresses: []v1.NodeAddress{
 				{Type: v1.NodeInternalIP, Address: in.IP},
 				{Type: v1.NodeHostName, Address: in.Name},

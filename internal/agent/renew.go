@@ -20,6 +20,9 @@ func keepCertificate(ctx context.Context, o Options, config *rest.Config, log *s
 	}
 	tell := teller(log, "the server's certificate authority")
 	renew := func() error {
+		if o.Bootstrap != "" {
+			return renewInCluster(ctx, o, config, log)
+		}
 		client, err := rest.HTTPClientFor(rest.CopyConfig(config))
 		if err != nil {
 			return err

@@ -51,16 +51,21 @@ func StoredCertificate(dir string) (*x509.Certificate, error) {
 	return ParseCertificate(certPEM)
 }
 
+// StoredKey is the key of the credentials in dir.
+func StoredKey(dir string) (crypto.Signer, error) {
+	keyPEM, err := os.ReadFile(filepath.Join(dir, KeyFile))
+	if err != nil {
+		return nil, err
+	}
+	return parseKey(keyPEM)
+}
+
 // Renew gets the next certificate for the key that is stored in dir, and keeps
 // it there. The key stays, so that key and certificate fit at every moment.
 // client shows the server the certificate that is stored.
 func Renew(ctx context.Context, client *http.Client, serverURL, dir string) error {
 	fail := func(err error) error { return fmt.Errorf("cannot renew the node's certificate: %w", err) }
-	keyPEM, err := os.ReadFile(filepath.Join(dir, KeyFile))
-	if err != nil {
-		return fail(err)
-	}
-	key, err := parseKey(keyPEM)
+	key, err := StoredKey(dir)
 	if err != nil {
 		return fail(err)
 	}
@@ -93,7 +98,7 @@ func Renew(ctx context.Context, client *http.Client, serverURL, dir string) erro
 	if err := json.Unmarshal(text, &answer); err != nil {
 		return fail(err)
 	}
-	if err := fits([]byte(answer.Certificate), key.Public()); err != nil {
+	if err := Fits([]byte(answer.Certificate), key.Public()); err != nil {
 		return fail(err)
 	}
 	if err := WriteFile(filepath.Join(dir, CertFile), []byte(answer.Certificate), 0o600); err != nil {
@@ -102,8 +107,8 @@ func Renew(ctx context.Context, client *http.Client, serverURL, dir string) erro
 	return nil
 }
 
-// fits says whether a certificate is for the key.
-func fits(certPEM []byte, public crypto.PublicKey) error {
+// Fits says whether a certificate is for the key.
+func Fits(certPEM []byte, public crypto.PublicKey) error {
 	cert, err := ParseCertificate(certPEM)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@
 package agentd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -16,11 +17,14 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/go-logr/logr"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"legion.dev/legion/internal/agent"
@@ -79,15 +83,21 @@ func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
 	if home, err := os.UserHomeDir(); os.Geteuid() != 0 && err == nil {
 		base = filepath.Join(home, ".local/share/legion")
 	}
-	var socket, labels string
+	var socket, labels, taints string
 	flags.StringVar(&o.Node, "node", strings.ToLower(hostname), "`name` of this node")
 	flags.StringVar(&socket, "host-socket", filepath.Join(base, "host.sock"), "legiond's `socket`")
 	flags.StringVar(&o.Server, "server", "", "the server's `URL`, https://HOST:PORT")
 	flags.StringVar(&o.Token, "token", os.Getenv("LEGION_TOKEN"), "join `token`, or the whole line that 'legion token create' prints; needed only once (also by LEGION_TOKEN)")
-	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` to use in place of joining")
+	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` of a Kubernetes cluster to be a node of, with a node's rights, in place of joining a fleet")
+	flags.StringVar(&o.Bootstrap, "bootstrap-kubeconfig", "", "`file` with the right to ask such a cluster for a node's certificate, which is kept in --dir and renewed")
 	flags.StringVar(&o.Dir, "dir", filepath.Join(base, "agent"), "`directory` for the node's certificate")
 	flags.StringVar(&o.NodeIP, "node-ip", "", "the node's `address` (default: the one that leads to the server)")
 	flags.StringVar(&labels, "labels", "", "`k=v,…` labels of the node")
+	flags.StringVar(&taints, "taints", "", "`key=value:effect,…` taints that the node is registered with (in a Kubernetes cluster "+hostTaint+"; --taints= for none)")
+	flags.StringVar(&o.ClientCA, "client-ca-file", "", "`file` of the CA of a Kubernetes cluster's clients; opens the kubelet's port, for kubectl logs, exec and top")
+	flags.IntVar(&o.KubeletPort, "kubelet-port", 10250, "that `port`, at the node's address")
+	flags.StringVar(&o.TLSCert, "tls-cert-file", "", "`certificate` of that port (default: of a CA of the node's own)")
+	flags.StringVar(&o.TLSKey, "tls-private-key-file", "", "its `key`")
 	flags.Int64Var(&o.PodPids, "pod-max-pids", 0, "`number` of processes that a pod may have; 0 is no limit")
 	flags.StringVar(&o.OCIRuntime, "oci-runtime", "", "`program` that runs the pods of images (default: runc or crun; none: no such pods)")
 	flags.StringVar(&o.Images, "images", "", "`directory` of the image store (default: images beside --dir)")
@@ -113,8 +123,20 @@ func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
 	if o.Labels, err = parseLabels(labels); err != nil {
 		return o, "", err
 	}
+	given := false
+	flags.Visit(func(f *flag.Flag) { given = given || f.Name == "taints" })
+	if o.InCluster() && !given {
+		taints = hostTaint
+	}
+	if o.Taints, err = parseTaints(taints); err != nil {
+		return o, "", err
+	}
 	if o.NodeIP == "" {
-		o.NodeIP = outwardIP(o.Server)
+		server, err := serverOf(o)
+		if err != nil {
+			return o, "", err
+		}
+		o.NodeIP = outwardIP(server)
 	}
 	// Who owns the socket is whom processes start as.
 	if info, err := os.Stat(socket); err == nil {
@@ -140,6 +162,41 @@ func parseLabels(text string) (map[string]string, error) {
 		labels[name] = value
 	}
 	return labels, nil
+}
+
+// hostTaint keeps the pods of a Kubernetes cluster away that do not ask for
+// such nodes.
+const hostTaint = agent.HostLabel + ":" + string(v1.TaintEffectNoSchedule)
+
+func parseTaints(text string) ([]v1.Taint, error) {
+	var taints []v1.Taint
+	for one := range strings.SplitSeq(text, ",") {
+		if one = strings.TrimSpace(one); one == "" {
+			continue
+		}
+		name, effect, ok := strings.Cut(one, ":")
+		key, value, _ := strings.Cut(name, "=")
+		t := v1.Taint{Key: key, Value: value, Effect: v1.TaintEffect(effect)}
+		effects := []v1.TaintEffect{v1.TaintEffectNoSchedule, v1.TaintEffectPreferNoSchedule, v1.TaintEffectNoExecute}
+		if !ok || key == "" || !slices.Contains(effects, t.Effect) {
+			return nil, fmt.Errorf("--taints: %q is not of the form key=value:effect with an effect of %q", one, effects)
+		}
+		taints = append(taints, t)
+	}
+	return taints, nil
+}
+
+// serverOf is the server's URL: the one that is named, or that of the cluster.
+func serverOf(o agent.Options) (string, error) {
+	file := cmp.Or(o.Kubeconfig, o.Bootstrap)
+	if o.Server != "" || file == "" {
+		return o.Server, nil
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", file)
+	if err != nil {
+		return "", fmt.Errorf("cannot use the kubeconfig %s: %w", file, err)
+	}
+	return config.Host, nil
 }
 
 // outwardIP is the address from which this machine reaches the server; nothing
