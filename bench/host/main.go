@@ -57,8 +57,8 @@ func run(bin, only, sizes string, kills int, idle time.Duration) error {
 		}
 		ns = append(ns, n)
 	}
-	fmt.Println("| supervisor | services | processes | all running after | RSS | PSS | CPU idle | kill → exec median | p90 | max | n |")
-	fmt.Println("| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
+	fmt.Println("| supervisor | services | processes | all running after | CPU until then | RSS | PSS | CPU idle | kill → exec median | p90 | max | n |")
+	fmt.Println("| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
 	for _, s := range supervisors(bin) {
 		if only != "" && s.name != only {
 			continue

@@ -47,20 +47,22 @@ func measure(s *supervisor, dir string, n, kills int, idle time.Duration) (strin
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = out, out, dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	c := counter{file: daemon, there: map[int]bool{}, others: tasks()}
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {
 		return "", err
 	}
 	defer killAll()
 	deadline := begin.Add(3 * time.Minute)
-	for len(daemons(daemon)) < n {
+	for !c.reaches(n) || len(daemons(daemon)) < n {
 		if time.Now().After(deadline) {
 			said, _ := os.ReadFile(out.Name())
 			return "", fmt.Errorf("only %d of %d services run; it said: %.500s", len(daemons(daemon)), n, said)
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond)
 	}
-	started := time.Since(begin)
+	started := c.looked.Sub(begin)
+	spent := usage(daemon).cpu + cpuOf(daemons(daemon))
 	time.Sleep(2 * time.Second) // what is left of the start
 	before := usage(daemon)
 	time.Sleep(idle)
@@ -74,8 +76,8 @@ func measure(s *supervisor, dir string, n, kills int, idle time.Duration) (strin
 		d := latencies[min(int(q*float64(len(latencies))), len(latencies)-1)]
 		return fmt.Sprintf("%.2f ms", float64(d.Microseconds())/1000)
 	}
-	return fmt.Sprintf("| %s | %d | %d | %.2f s | %.1f MB | %.1f MB | %.2f %% | %s | %s | %s | %d |",
-		s.name, n, after.processes, started.Seconds(), mb(after.rss), mb(after.pss),
+	return fmt.Sprintf("| %s | %d | %d | %.2f s | %.2f s | %.1f MB | %.1f MB | %.2f %% | %s | %s | %s | %d |",
+		s.name, n, after.processes, started.Seconds(), spent.Seconds(), mb(after.rss), mb(after.pss),
 		100*(after.cpu-before.cpu).Seconds()/idle.Seconds(), at(0.5), at(0.9), at(1), len(latencies)), nil
 }
 
