@@ -190,34 +190,38 @@ func (r *Runner) report(x Exited) {
 
 // sweep collects the children that no entry stands for.
 func (r *Runner) sweep() {
-	for {
-		r.mu.Lock()
-		if r.holding {
-			r.mu.Unlock()
-			return
-		}
-		var info siginfo
-		err := waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
-		if err != nil || info.pid == 0 {
-			r.mu.Unlock()
-			return
-		}
-		pid := int(info.pid)
-		if e := r.byPID[pid]; e != nil {
-			exit, ok := collect(e)
-			if !ok {
-				exit = service.Exit{At: time.Now(), Unknown: true}
-			}
-			r.finish(e, exit)
-			continue
-		}
-		ticks, _ := StartTicks(pid)
-		err = waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG)
-		r.mu.Unlock()
-		if err == nil && info.pid != 0 {
-			r.report(Exited{PID: pid, StartTicks: ticks, Exit: info.exit(), Orphan: true})
-		}
+	for r.sweepOne() {
 	}
+}
+
+// sweepOne collects one child that has ended; false if there is none.
+func (r *Runner) sweepOne() bool {
+	var info siginfo
+	r.forking.Lock()
+	r.mu.Lock()
+	if r.holding || waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT) != nil || info.pid == 0 {
+		r.mu.Unlock()
+		r.forking.Unlock()
+		return false
+	}
+	pid := int(info.pid)
+	if e := r.byPID[pid]; e != nil {
+		r.forking.Unlock()
+		exit, ok := collect(e)
+		if !ok {
+			exit = service.Exit{At: time.Now(), Unknown: true}
+		}
+		r.finish(e, exit)
+		return true
+	}
+	ticks, _ := StartTicks(pid)
+	err := waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG)
+	r.mu.Unlock()
+	r.forking.Unlock()
+	if err == nil && info.pid != 0 {
+		r.report(Exited{PID: pid, StartTicks: ticks, Exit: info.exit(), Orphan: true})
+	}
+	return true
 }
 
 // collect finds out how a process ended, false if that cannot be told yet.

@@ -17,7 +17,7 @@ import (
 // forks it, and closes the copy at exec; legiond has three descriptors for each
 // service, so with a thousand services that would be most of what a start costs.
 type forker struct {
-	asks chan *forkAsk
+	asks <-chan *forkAsk
 	// self is the pidfd of this program in the thread's own table: what is to be
 	// passed on is fetched through it (pidfd_getfd(2)).
 	self int
@@ -33,16 +33,23 @@ type forkAsk struct {
 	done chan struct{}
 }
 
-// newForker starts the thread; there is none where the kernel (before 5.9) or a
-// seccomp filter does not let it be.
-func newForker(closing <-chan struct{}) *forker {
-	f := &forker{asks: make(chan *forkAsk), self: -1}
-	ready := make(chan error)
-	go f.run(closing, ready)
-	if <-ready != nil {
-		return nil
+// forkers is how many forks are under way at most: each waits for its child's
+// exec, which keeps a processor busy.
+const forkers = 2
+
+// newForkers starts the threads and returns how to ask them, nil where the kernel
+// (before 5.9) or a seccomp filter does not let them be.
+func newForkers(closing <-chan struct{}) chan<- *forkAsk {
+	asks := make(chan *forkAsk)
+	for i := range min(forkers, runtime.NumCPU()) {
+		f := &forker{asks: asks, self: -1}
+		ready := make(chan error)
+		go f.run(closing, ready)
+		if <-ready != nil && i == 0 {
+			return nil
+		}
 	}
-	return f
+	return asks
 }
 
 func (f *forker) run(closing <-chan struct{}, ready chan<- error) {

@@ -35,10 +35,13 @@ type Options struct {
 type Runner struct {
 	executable string
 	passwd     accounts
-	forker     *forker // nil: fork on any thread
+	asks       chan<- *forkAsk // to the forkers; nil: fork on any thread
 
-	// mu also spans fork and registration, so that the sweep for orphans
-	// never takes a child for an orphan that Start is about to register.
+	// forking is held for reading from each fork until its child is registered,
+	// and for writing, before mu, by who must not take for an orphan or a
+	// stranger a child that is about to be registered.
+	forking sync.RWMutex
+
 	mu      sync.Mutex
 	entries map[int]*entry // by pidfd
 	byPID   map[int]*entry
@@ -157,7 +160,7 @@ func New(o Options) (*Runner, error) {
 	if err := unix.EpollCtl(r.epoll, unix.EPOLL_CTL_ADD, r.wake, &event); err != nil {
 		return nil, fmt.Errorf("cannot watch processes: epoll_ctl: %w", err)
 	}
-	r.forker = newForker(r.closing)
+	r.asks = newForkers(r.closing)
 	signal.Notify(r.sigchld, syscall.SIGCHLD)
 	go r.forwardSIGCHLD()
 	go r.loop()
@@ -278,6 +281,8 @@ func (r *Runner) Start(q Request) (*Process, error) {
 // Adopt takes up a process that an earlier legiond started, or that a service
 // named as its main process. startTicks 0 accepts whoever has the process ID.
 func (r *Runner) Adopt(pid int, startTicks uint64) (*Process, error) {
+	r.forking.Lock()
+	defer r.forking.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if e := r.byPID[pid]; e != nil && (startTicks == 0 || e.ticks == startTicks) {

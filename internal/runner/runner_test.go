@@ -462,22 +462,50 @@ func TestOutputIsBoundedInSizeAndTime(t *testing.T) {
 	}
 }
 
+// TestManyAtOnce: processes that end as soon as they have begun, started from
+// several sides at a time; each exit is told once, and none is an orphan's.
 func TestManyAtOnce(t *testing.T) {
-	const n = 60
-	pids := make(map[int]bool)
-	for i := range n {
-		pids[start(t, shell("exit "+strconv.Itoa(i%7))).PID] = true
+	const sides, each = 4, 20
+	type begun struct {
+		pid, code int
 	}
+	all := make(chan begun, sides*each)
+	for side := range sides {
+		go func() {
+			for i := range each {
+				code := (side + i) % 7
+				p, err := shared.Start(shell("exit " + strconv.Itoa(code)))
+				if err != nil {
+					t.Error(err)
+					all <- begun{}
+					continue
+				}
+				all <- begun{p.PID, code}
+			}
+		}()
+	}
+	want := map[int]int{}
+	for range sides * each {
+		b := <-all
+		want[b.pid] = b.code
+	}
+	if t.Failed() {
+		return
+	}
+	told := map[int]bool{}
 	deadline := time.After(time.Minute)
-	for len(pids) > 0 {
+	for len(told) < len(want) {
 		select {
 		case x := <-shared.Exits():
-			if x.Exit.Unknown {
-				t.Errorf("unknown exit of %d", x.PID)
+			code, ours := want[x.PID]
+			if ours && (told[x.PID] || x.Orphan || x.Exit.Unknown || x.Exit.Code != code) {
+				t.Errorf("%+v, wanted once with code %d", x, code)
 			}
-			delete(pids, x.PID)
+			if ours { // else of a test before
+				told[x.PID] = true
+			}
 		case <-deadline:
-			t.Fatalf("%d exits are missing", len(pids))
+			t.Fatalf("%d exits of %d were told", len(told), len(want))
 		}
 	}
 }

@@ -247,8 +247,8 @@ func (l *launch) files() []uintptr {
 
 // spawn forks, executes and registers the process as e.
 func (r *Runner) spawn(path string, argv []string, attr *syscall.ProcAttr, e *entry) (*entry, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.forking.RLock()
+	defer r.forking.RUnlock()
 	pid, pidfd, err := r.fork(path, argv, attr)
 	if err != nil {
 		return nil, err
@@ -262,6 +262,8 @@ func (r *Runner) spawn(path string, argv []string, attr *syscall.ProcAttr, e *en
 		ticks = 0 // it has ended and been collected elsewhere; its pidfd tells
 	}
 	e.pid, e.ticks, e.pidfd = pid, ticks, pidfd
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if err := r.watch(e); err != nil {
 		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 		unix.Close(pidfd)
@@ -270,17 +272,18 @@ func (r *Runner) spawn(path string, argv []string, attr *syscall.ProcAttr, e *en
 	return e, nil
 }
 
-// fork forks and executes; mu is held, so that nobody else collects the child.
+// fork forks and executes; forking is held, so that nobody else collects the
+// child.
 func (r *Runner) fork(path string, argv []string, attr *syscall.ProcAttr) (pid, pidfd int, err error) {
 	pidfd = -1
-	if r.forker == nil {
+	if r.asks == nil {
 		attr.Sys.PidFD = &pidfd
 		pid, err = forkExec(path, argv, attr)
 		return pid, pidfd, err
 	}
 	ask := forkAsk{path: path, argv: argv, attr: attr, done: make(chan struct{})}
 	select {
-	case r.forker.asks <- &ask:
+	case r.asks <- &ask:
 		<-ask.done
 	case <-r.closing:
 		return 0, -1, errors.New("legiond is about to end")
