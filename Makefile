@@ -45,6 +45,10 @@ test: ## run every test that needs nothing installed
 chaos: ## end legiond 2,000 times between any two of its effects (LEGION_CHAOS_SEED chooses which)
 	LEGION_CHAOS_POINTS=$${LEGION_CHAOS_POINTS:-2000} go test -count=1 -timeout 30m -run TestChaos -v ./internal/app/hostd
 
+.PHONY: rounds
+rounds: build ## do ROUNDS=1000 faults of SEED=1 to a fleet, one after the other, and look after each whether all is well
+	LEGION_E2E=1 LEGION_BIN='$(CURDIR)/bin' LEGION_ROUNDS=$${ROUNDS:-1000} LEGION_SEED=$${SEED:-1} go test -count=1 -timeout 3h -run 'TestRounds$$' -v ./test/e2e
+
 .PHONY: e2e
 e2e: build ## run real fleets and Debian's own daemons (installs packages as root)
 	@scripts/e2e.sh

@@ -21,6 +21,7 @@ import (
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/podspec"
 	"legion.dev/legion/internal/service"
+	"legion.dev/legion/internal/vitals"
 )
 
 // containerHost is what serving logs and streams needs of legiond.
@@ -66,6 +67,10 @@ type kubelet struct {
 func (k *kubelet) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		_, _ = io.WriteString(w, vitals.Text())
+	})
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", k.containerLogs)
 	pods := func(w http.ResponseWriter, r *http.Request) {
 		list := v1.PodList{}

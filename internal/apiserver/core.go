@@ -108,13 +108,12 @@ func (g coreGroup) addNodesAndPods(getter generic.RESTOptionsGetter, storage map
 	if err != nil {
 		return err
 	}
-	nodes.Proxy.Connection = connections
 	pods, err := podstore.NewStorage(getter, connections, nil, noBudgets{}, g.authorizer)
 	if err != nil {
 		return err
 	}
 	storage["nodes"] = nodes.Node
-	storage["nodes/proxy"] = nodes.Proxy
+	storage["nodes/proxy"] = nodeProxy{nodes.Proxy, connections}
 	storage["nodes/status"] = nodes.Status
 	storage["pods"] = pods.Pod
 	storage["pods/attach"] = pods.Attach

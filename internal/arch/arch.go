@@ -48,6 +48,7 @@ var Rings = map[string]int{
 	"internal/clock":      2,
 	"internal/bus":        2,
 	"internal/syslog":     2,
+	"internal/vitals":     2,
 
 	"internal/host":       3,
 	"internal/agent":      3,

@@ -118,9 +118,12 @@ func (f *Fleet) socket() string { return f.path("host.sock") }
 // Kubeconfig is the file for clients of the fleet's API.
 func (f *Fleet) Kubeconfig() string { return f.path("admin.kubeconfig") }
 
-// id tells this fleet from others on the machine: eight hex digits of DIR's hash.
-func (f *Fleet) id() string {
-	sum := sha256.Sum256([]byte(f.Dir))
+func (f *Fleet) id() string { return ID(f.Dir) }
+
+// ID tells the fleet of an absolute directory from others on the machine: eight
+// hex digits of the hash of its path.
+func ID(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
 	return hex.EncodeToString(sum[:4])
 }
 

@@ -119,6 +119,10 @@ func TestUnitsOfRemovedNodesGo(t *testing.T) {
 	if err := os.WriteFile(mine, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	drop := f.path("units", "legiond-n1.service.d", "mine.conf")
+	if err := writeFile(drop, []byte("[Service]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	f.state.Nodes = nil
 	if err := f.writeUnits(); err != nil {
 		t.Fatal(err)
@@ -126,8 +130,10 @@ func TestUnitsOfRemovedNodesGo(t *testing.T) {
 	if _, err := os.Stat(f.path("units", "legiond-n1.service")); err == nil {
 		t.Error("the unit of a removed node is still there")
 	}
-	if _, err := os.Stat(mine); err != nil {
-		t.Error("a unit of the user's was removed")
+	for _, path := range []string{mine, drop} {
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("the user's %s was removed", path)
+		}
 	}
 }
 

@@ -189,7 +189,8 @@ func (f *Fleet) writeUnits() error {
 		return fmt.Errorf("cannot read the units: %w", err)
 	}
 	for _, e := range entries {
-		ours := e.Name() == collectorUnit || strings.HasPrefix(e.Name(), "legiond-") || strings.HasPrefix(e.Name(), "legion-agent-")
+		// Directories hold the user's drop-ins.
+		ours := !e.IsDir() && (e.Name() == collectorUnit || strings.HasPrefix(e.Name(), "legiond-") || strings.HasPrefix(e.Name(), "legion-agent-"))
 		if _, wanted := units[e.Name()]; ours && !wanted {
 			if err := os.Remove(f.path("units", e.Name())); err != nil {
 				return fmt.Errorf("cannot remove unit %s: %w", e.Name(), err)

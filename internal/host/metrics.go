@@ -2,6 +2,7 @@ package host
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/service"
+	"legion.dev/legion/internal/vitals"
 )
 
 // activeStates are systemd's, each a series of legion_unit_state.
@@ -27,7 +29,7 @@ func (h *Host) httpMetrics(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	_, _ = w.Write([]byte(metrics(info, groups))) // the client may be gone
+	_, _ = io.WriteString(w, metrics(info, groups)+vitals.Text()) // the client may be gone
 }
 
 // metricsText collects families in order: a family's series stand together.

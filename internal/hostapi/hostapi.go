@@ -11,7 +11,7 @@
 //	POST   /v1/groups/{name}/exec         runs a command beside a service's process; see ExecRequest
 //	GET    /v1/groups/{name}/explain      Explanation
 //	GET    /v1/groups/{name}/logs         CRI log lines; see LogQuery
-//	GET    /metrics                       the host and its units in Prometheus' text format
+//	GET    /metrics                       the host, its units and legiond itself in Prometheus' text format
 //	GET    /v1/watch                      stream of Event, one JSON document a line
 //	POST   /v1/reload                     reads the unit files again; ReloadResult
 //	POST   /v1/reexec                     executes legiond's program anew in the same process; Info.StartedAt tells when that is done
