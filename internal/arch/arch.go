@@ -49,6 +49,8 @@ var Rings = map[string]int{
 	"internal/bus":        2,
 	"internal/syslog":     2,
 	"internal/vitals":     2,
+	"internal/keeper":     2,
+	"internal/footprint":  2,
 
 	"internal/host":       3,
 	"internal/agent":      3,
@@ -76,6 +78,8 @@ var Within = map[[2]string]string{
 	{"internal/runner", "internal/cgroup"}:     "a process is born into its cgroup",
 	{"internal/unitlink", "internal/unitdir"}:  "which drop-ins a unit has is known in one place",
 	{"internal/syslog", "internal/notify"}:     "both receive datagrams with their senders' credentials",
+	{"internal/keeper", "internal/footprint"}:  "both programs let go of pages in the same way",
+	{"internal/keeper", "internal/notify"}:     "the keeper hears services while there is no legiond",
 	{"internal/cli", "internal/fleet"}:         "the verbs up, down and nodes carry out what fleet does",
 }
 

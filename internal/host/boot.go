@@ -218,7 +218,7 @@ func (h *Host) adopt(u *unit) {
 		u.in.Watchdog = now.Add(max(every, u.in.WatchdogEvery))
 	}
 	notify := u.spec.Type == service.Notify || u.spec.Type == service.NotifyReload
-	u.in.Missed = u.in.Missed || notify && u.in.State == service.Start && h.o.Handover == nil
+	u.in.Missed = u.in.Missed || notify && u.in.State == service.Start && (h.o.Handover == nil || h.o.Handover.Crashed)
 	// Each step makes the instance anew, so these are what was saved.
 	for i, p := range [...]*machine.Proc{u.in.Main, u.in.Control} {
 		if p == nil {

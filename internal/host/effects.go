@@ -188,6 +188,7 @@ func (h *Host) environment(u *unit, e machine.Spawn) []string {
 	env := []string{"INVOCATION_ID=" + h.invocation(u, e.Run), h.processMark(u, e.Run, e.Proc)}
 	s := u.spec
 	if s.Type == service.Notify || s.Type == service.NotifyReload || s.Watchdog > 0 || s.NotifyAccess != "" && s.NotifyAccess != service.NotifyNone {
+		h.o.Keeper.Hear()
 		env = append(env, "NOTIFY_SOCKET="+h.o.Notes.Path())
 	}
 	if s.Watchdog > 0 && e.Kind == service.Start {
@@ -272,7 +273,7 @@ func (h *Host) cleanUp(u *unit, e machine.CleanUp) {
 		h.note(u.g, "cannot remove what the run left", err)
 	}
 	if u.spec.FDStorePreserve == "no" {
-		u.forget("")
+		h.dropFiles(u, "")
 	}
 	if u.spec.PIDFile != "" {
 		_ = os.Remove(u.spec.PIDFile) // the service may have done so itself
@@ -282,7 +283,7 @@ func (h *Host) cleanUp(u *unit, e machine.CleanUp) {
 		return
 	}
 	if u.spec.FDStorePreserve != "yes" {
-		u.forget("")
+		h.dropFiles(u, "")
 	}
 	paths := []string{u.cgroup}
 	if u.g.idleBut(u) {

@@ -29,6 +29,8 @@ type Options struct {
 	// Sockets and Paths may be nil: then units of these types fail.
 	Sockets Sockets
 	Paths   Paths
+	// Keeper may be nil: then nothing that is open here outlives legiond.
+	Keeper Keeper
 	// Names may be nil: then there is no system bus.
 	Names Names
 	// Syslog may be nil: then somebody else takes what comes on /dev/log.
@@ -136,6 +138,9 @@ func New(o Options) *Host {
 	if o.Syslog == nil {
 		o.Syslog = noSyslog{}
 	}
+	if o.Keeper == nil {
+		o.Keeper = noKeeper{}
+	}
 	if o.Names == nil {
 		o.Names = noNames{}
 	}
@@ -161,6 +166,7 @@ func (h *Host) Run(ctx context.Context) error {
 		for _, m := range h.o.Handover.Notes {
 			h.notified(m)
 		}
+		h.o.Keeper.Heard()
 	}
 	h.flush()
 	close(h.ready)

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -25,10 +26,10 @@ func (h *Host) notified(m Message) {
 	}
 	if machine.Accepts(u.config(), u.in, m.PID) {
 		if m.Remove {
-			u.forget(m.Name)
+			h.dropFiles(u, m.Name)
 		}
 		if m.Store {
-			m.FDs = u.keep(m.Name, m.FDs)
+			m.FDs = h.keepFiles(u, m.Name, m.FDs)
 		}
 	}
 	h.step(u, machine.Event{Kind: machine.Notified, PID: m.PID, Note: m.Note})
@@ -73,20 +74,36 @@ func (h *Host) said(l SyslogLine) {
 	}
 }
 
-// keep stores descriptors as far as there is room, and returns the others.
-func (u *unit) keep(name string, fds []int) []int {
+// keepFiles stores descriptors as far as there is room, each file once, and
+// returns the others.
+func (h *Host) keepFiles(u *unit, name string, fds []int) (rest []int) {
 	if name == "" || len(name) > 255 || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r > '~' || r == ':' }) {
 		name = "stored"
 	}
-	for len(fds) > 0 && len(u.kept) < u.spec.FDStoreMax {
-		u.kept = append(u.kept, File{Name: name, FD: fds[0]})
-		fds = fds[1:]
+	for _, fd := range fds {
+		if len(u.kept) >= u.spec.FDStoreMax || slices.ContainsFunc(u.kept, func(f File) bool { return sameFile(f.FD, fd) }) {
+			rest = append(rest, fd)
+			continue
+		}
+		f := File{Name: name, FD: fd}
+		u.kept = append(u.kept, f)
+		h.o.Keeper.Put(keptKey(u.cgroup), f)
 	}
-	return fds
+	return rest
 }
 
-// forget closes the descriptors that are kept under the name; empty is all.
-func (u *unit) forget(name string) {
+// sameFile says whether both descriptors are of one open file (kcmp(2)): a
+// service may give it again, and a message may come twice where legiond was
+// killed while it dealt with it.
+func sameFile(a, b int) bool {
+	const kcmpFile = 0
+	pid := uintptr(unix.Getpid())
+	order, _, e := unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpFile, uintptr(a), uintptr(b), 0)
+	return e == 0 && order == 0
+}
+
+// dropFiles closes the descriptors that are kept under the name; empty is all.
+func (h *Host) dropFiles(u *unit, name string) {
 	var rest []File
 	for _, f := range u.kept {
 		if name != "" && f.Name != name {
@@ -95,8 +112,32 @@ func (u *unit) forget(name string) {
 		}
 		unix.Close(f.FD)
 	}
+	if len(rest) < len(u.kept) {
+		h.o.Keeper.Drop(keptKey(u.cgroup), name)
+	}
 	u.kept = rest
 }
+
+// putKept has the keeper hold what it does not yet.
+func (h *Host) putKept(u *unit, files []File) {
+	if key := keptKey(u.cgroup); !h.o.Keeper.Holds(key) {
+		for _, f := range files {
+			h.o.Keeper.Put(key, f)
+		}
+	}
+}
+
+// The keys under which the keeper holds what services have left, and the sockets
+// of a socket unit.
+func keptKey(cgroup string) string { return KeptKey + cgroup }
+func socketKey(name string) string { return SocketKey + name }
+
+// Of Handover.Kept and Handover.Sockets, before the path of the cgroup and the
+// name of the unit.
+const (
+	KeptKey   = "kept/"
+	SocketKey = "socket/"
+)
 
 func closeAll(fds []int) {
 	for _, fd := range fds {

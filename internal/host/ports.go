@@ -205,6 +205,29 @@ type Notes interface {
 	Suspend()
 }
 
+// Keeper holds copies of descriptors where they outlive legiond, each under a
+// key. What cannot be kept is logged.
+type Keeper interface {
+	Put(key string, f File)
+	// Drop closes those that bear the name, or all where it is empty, and
+	// returns when that is done.
+	Drop(key, name string)
+	Holds(key string) bool
+	// Hear has the socket of Notes be held as well, and heard while there is no
+	// legiond; Heard says that Handover.Notes have been dealt with.
+	Hear()
+	Heard()
+}
+
+// noKeeper is for a host whose services do not outlive legiond, either.
+type noKeeper struct{}
+
+func (noKeeper) Put(string, File)    {}
+func (noKeeper) Drop(string, string) {}
+func (noKeeper) Holds(string) bool   { return true }
+func (noKeeper) Hear()               {}
+func (noKeeper) Heard()              {}
+
 // Probes asks a service how it is. Exec probes are run through start.
 type Probes interface {
 	Probe(ctx context.Context, p *service.Probe, t Target) (ok bool, message string)

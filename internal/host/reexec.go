@@ -12,8 +12,10 @@ import (
 var ErrReexec = errors.New("legiond is to be executed anew")
 
 // Handover is what a legiond gives to the one that takes its place in the same
-// process.
+// process, or what was kept of one that was killed.
 type Handover struct {
+	// Crashed: it was killed, and more than this is lost.
+	Crashed bool `json:"-"`
 	// Exits and Notes had come and were not dealt with.
 	Exits []Exited  `json:"exits,omitempty"`
 	Notes []Message `json:"notes,omitempty"`
@@ -107,14 +109,17 @@ func (h *Host) takeOver(v *Handover) {
 		for _, u := range g.services {
 			u.kept = v.Kept[u.cgroup]
 			delete(v.Kept, u.cgroup)
+			h.putKept(u, u.kept)
 		}
 	}
 	for name, fds := range v.Sockets {
 		if g := h.groups[name]; g == nil || g.spec.Socket == nil {
 			closeAll(fds)
+			h.o.Keeper.Drop(socketKey(name), "")
 		}
 	}
-	for _, list := range v.Kept {
+	for cgroup, list := range v.Kept {
+		h.o.Keeper.Drop(keptKey(cgroup), "")
 		for _, f := range list {
 			closeAll([]int{f.FD})
 		}

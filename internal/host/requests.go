@@ -194,7 +194,7 @@ func (h *Host) forget(g *group) {
 	h.graph = nil
 	h.release(g)
 	for _, u := range g.services {
-		u.forget("")
+		h.dropFiles(u, "")
 		u.hangUp()
 		if err := h.o.Cgroups.Remove(u.cgroup); err != nil {
 			h.o.Log.Error("cannot remove the cgroup", "group", name, "error", err)

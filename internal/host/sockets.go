@@ -96,26 +96,45 @@ func (h *Host) raiseSocket(g *group) string {
 		return err.Error()
 	}
 	g.sockets = &sockets{fds: fds}
+	h.keepSockets(g)
 	h.listen(g)
 	return g.broken
 }
 
-// resumeSocket finds the sockets that an earlier legiond had open: a service
-// that got them has them still. Where none does they are opened anew, and what
-// waited in them is lost.
+// keepSockets has the keeper hold the sockets, too: nobody is turned away while
+// there is no legiond, and what waits in them is served by the next.
+func (h *Host) keepSockets(g *group) {
+	key := socketKey(g.spec.Name)
+	if h.o.Keeper.Holds(key) {
+		return
+	}
+	for _, fd := range g.sockets.fds {
+		h.o.Keeper.Put(key, File{FD: fd})
+	}
+}
+
+// resumeSocket finds the sockets that an earlier legiond had open: the keeper
+// has them, and a service that got them. Where neither does they are opened
+// anew, and what waited in them is lost.
 func (h *Host) resumeSocket(g *group) {
 	spec := g.spec.Socket
 	g.sockets = &sockets{}
-	if v := h.o.Handover; v != nil && len(v.Sockets[g.spec.Name]) == len(spec.Listen) {
-		g.sockets.fds = v.Sockets[g.spec.Name]
-		h.listen(g)
-		return
+	if v := h.o.Handover; v != nil {
+		if fds := v.Sockets[g.spec.Name]; len(fds) == len(spec.Listen) {
+			g.sockets.fds = fds
+			h.keepSockets(g)
+			h.listen(g)
+			return
+		}
+		closeAll(v.Sockets[g.spec.Name]) // the unit file was changed
+		h.o.Keeper.Drop(socketKey(g.spec.Name), "")
 	}
 	if unit := h.find(spec.Unit); unit != nil && !spec.Accept {
 		for _, u := range unit.services {
 			if m := u.in.Main; m != nil && m.PID > 0 {
 				if fds, ok := h.o.Sockets.Take(spec, m.PID); ok {
 					g.sockets.fds = fds
+					h.keepSockets(g)
 					h.listen(g)
 					return
 				}
@@ -128,6 +147,7 @@ func (h *Host) resumeSocket(g *group) {
 		return
 	}
 	g.sockets.fds = fds
+	h.keepSockets(g)
 	h.listen(g)
 }
 
@@ -136,6 +156,7 @@ func (h *Host) lowerSocket(g *group) {
 		return
 	}
 	h.o.Sockets.Disarm(g.sockets.fds)
+	h.o.Keeper.Drop(socketKey(g.spec.Name), "")
 	if err := h.o.Sockets.Close(g.spec.Socket, g.sockets.fds); err != nil {
 		h.note(g, "cannot remove its socket", err)
 	}

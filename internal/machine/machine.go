@@ -90,7 +90,7 @@ type Instance struct {
 	Reloading bool `json:"reloading,omitempty"`
 
 	// Missed: legiond was away during the start of Type=notify, and a READY=1
-	// that was said then is lost.
+	// that came just before may be lost.
 	Missed bool `json:"missed,omitempty"`
 
 	// Text is the service's own STATUS=.

@@ -111,6 +111,19 @@ func (s *Socket) Suspend() { _ = s.conn.SetReadDeadline(time.Unix(1, 0)) }
 // File is a copy of the socket's descriptor, for Resume.
 func (s *Socket) File() (*os.File, error) { return s.conn.File() }
 
+// FD is another descriptor of the socket; unlike File it leaves the socket's own
+// mode as it is.
+func (s *Socket) FD() (fd int, err error) {
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	if e := raw.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 3) }); e != nil {
+		return -1, e
+	}
+	return fd, err
+}
+
 // Resume goes on with a socket that was bound at path before; it takes file.
 func Resume(path string, file *os.File) (*Socket, error) { return resume(path, file, page, false) }
 

@@ -170,13 +170,17 @@ func newMessages(s *notify.Socket) messages {
 	go func() {
 		defer close(m.c)
 		for x := range s.Messages() {
-			m.c <- host.Message{
-				PID: x.PID, Note: noteOf(x.Vars), CgroupID: x.CgroupID, FDs: x.FDs,
-				Store: x.Vars["FDSTORE"] == "1", Remove: x.Vars["FDSTOREREMOVE"] == "1", Name: x.Vars["FDNAME"],
-			}
+			m.c <- messageOf(x)
 		}
 	}()
 	return m
+}
+
+func messageOf(x notify.Message) host.Message {
+	return host.Message{
+		PID: x.PID, Note: noteOf(x.Vars), CgroupID: x.CgroupID, FDs: x.FDs,
+		Store: x.Vars["FDSTORE"] == "1", Remove: x.Vars["FDSTOREREMOVE"] == "1", Name: x.Vars["FDNAME"],
+	}
 }
 
 func (m messages) Suspend()                      { m.s.Suspend() }

@@ -46,8 +46,8 @@ func slowDaemon() {
 
 // TestChaos ends legiond at one moment after the other, between any two things
 // that it does, and always starts it again. Nothing may be lost, doubled or left
-// behind: no process, no line that one has written, and no daemon that was ready
-// while nobody heard it. LEGION_CHAOS_POINTS and LEGION_CHAOS_SEED say how often
+// behind: no process, no line that one has written, no file that one has left, and
+// no daemon that was ready while nobody heard it. LEGION_CHAOS_POINTS and LEGION_CHAOS_SEED say how often
 // and which; `make chaos` ends it 2,000 times.
 func TestChaos(t *testing.T) {
 	number := func(name string, usual int) int {
@@ -76,6 +76,7 @@ func TestChaos(t *testing.T) {
 		"s2.service":    head + "Type=forking\nTimeoutStartSec=5\nPIDFile=" + dir + "/pid\nExecStart=/bin/sh -c '(" + script(2, "sleep 0.03") + ") & echo $! >" + dir + "/pid'" + install,
 		"s3.service":    head + "ExecStart=/bin/sh -c '" + script(3, "exec sleep 1000") + "'" + install,
 		"lines.service": head + "ExecStart=/bin/sh -c 'i=0; while :; do i=$$((i+1)); echo line $$i; [ $$((i%%50)) -ne 0 ] || sleep 0.01; done'" + install,
+		"store.service": head + "Type=notify\nFileDescriptorStoreMax=1\nEnvironment=LEGION_TEST_DAEMON=store\nExecStart=" + exe + install,
 		"ready.service": head + "Type=notify\nTimeoutStartSec=5\nEnvironment=LEGION_TEST_DAEMON=slow\nExecStart=" + exe + install,
 	})
 	steady := map[string]service.Status{}
@@ -83,6 +84,7 @@ func TestChaos(t *testing.T) {
 		steady[name] = d.running(name)
 	}
 	steady["ready.service"] = d.until("ready.service", func(s service.Status) bool { return s.Main != nil && s.Main.PID != 0 })
+	steady["store.service"] = d.until("store.service", func(s service.Status) bool { return s.Text != "" })
 	d.crash()
 	hits := 0
 	for range points {
@@ -121,6 +123,10 @@ func TestChaos(t *testing.T) {
 	}
 	text := d.until("ready.service", func(s service.Status) bool { return s.Text != "" }).Text
 	d.until("ready.service", func(s service.Status) bool { return s.Text > text || len(s.Text) > len(text) })
+	kill(t, steady["store.service"].Main.PID)
+	if s := d.until("store.service", func(s service.Status) bool { return s.Restarts == 1 && s.Text != "" }); s.Text != fmt.Sprintf("state true left by %d", steady["store.service"].Main.PID) {
+		t.Errorf("the next run of store.service finds %q", s.Text)
+	}
 	for i := range 3 {
 		name := fmt.Sprintf("s%d.service", i)
 		before := d.until(name, func(s service.Status) bool { return s.Main != nil })

@@ -153,7 +153,8 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err != nil {
 		log.Error("goes on as after a crash", "error", err)
 	}
-	notes, err := before.notes(filepath.Join(o.Dir, "run", ".notify"))
+	kept := findKept(o, procs, log)
+	notes, err := before.notes(filepath.Join(o.Dir, "run", ".notify"), kept)
 	if err != nil {
 		return err
 	}
@@ -212,7 +213,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		Processes: newProcesses(procs), Cgroups: tracker{tree}, Logs: logs, Notes: newMessages(notes),
 		Probes: prober{procs, logs, &sync.Map{}}, Units: units{o.Units, o.Boot, o.Initd, made, log, &sync.Map{}}, Store: st, Saved: saved, Events: events.add, Log: log,
 		Version: app.Version, BootID: bootID, StateDir: filepath.Join(o.Dir, "state"), BootAll: o.Boot == "all", Problems: problems,
-		Essential: o.Essential, Point: o.Point, Successor: successor{program, procs}.check, Handover: before.handover(),
+		Essential: o.Essential, Point: o.Point, Successor: successor{program, procs}.check, Keeper: kept.port(notes), Handover: before.handover(kept),
 	})
 	listener, err := before.listener(o.Socket)
 	if err != nil {
@@ -226,6 +227,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	kept.end()
 	if root := tree.Root(); root != "" {
 		// Everything is down. What is not empty is left for the next legiond.
 		_ = os.Remove(root)

@@ -53,6 +53,8 @@ func TestMain(m *testing.M) {
 	case "once":
 		_, _ = notify.Send("READY=1\nSTATUS=said by one that is gone")
 		os.Exit(0)
+	case "late":
+		lateDaemon()
 	case "slow":
 		slowDaemon()
 	case "cat":

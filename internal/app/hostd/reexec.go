@@ -59,20 +59,6 @@ func inherit() (*legacy, error) {
 	return l, nil
 }
 
-func (l *legacy) handover() *host.Handover {
-	if l == nil {
-		return nil
-	}
-	return &l.Host
-}
-
-func (l *legacy) notes(path string) (*notify.Socket, error) {
-	if l == nil {
-		return notify.Listen(path)
-	}
-	return notify.Resume(path, os.NewFile(uintptr(l.Notify), "notify"))
-}
-
 func (l *legacy) listener(path string) (*net.UnixListener, error) {
 	if l == nil {
 		return listenOn(path)
