@@ -230,7 +230,7 @@ func slim(obj any) (any, error) {
 const (
 	byPair   = "legion-daemonset-node" // owner's UID / target node
 	byOwner  = "legion-daemonset"      // owner's UID
-	byOrphan = "legion-orphan"         // namespace of pods without a controller
+	byOrphan = "legion-orphan"         // of pods without a controller: namespace, and namespace / target node
 	byNode   = "spec.nodeName"         // the name by which upstream's eviction looks it up
 )
 
@@ -253,7 +253,7 @@ var podIndexers = cache.Indexers{
 	},
 	byOrphan: func(obj any) ([]string, error) {
 		if pod, ok := obj.(*corev1.Pod); ok && controllerOf(pod) == nil {
-			return []string{pod.Namespace}, nil
+			return []string{pod.Namespace, pod.Namespace + "/" + targetNode(pod)}, nil
 		}
 		return nil, nil
 	},

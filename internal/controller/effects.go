@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 	"time"
 
@@ -60,7 +61,7 @@ func (c *daemons) wanted(ctx context.Context, s *set, node string) bool {
 		return false
 	}
 	n := c.observe(ctx, s, node)
-	n.Creating = false
+	n.Creating = len(n.Pods) == 0 && c.claimable(s, node)
 	v := s.policy.Decide(n, time.Now())
 	if v.Candidate != nil && v.Candidate.Create() && s.fleet.Lets(node, time.Now()) {
 		return true
@@ -322,7 +323,9 @@ func (c *daemons) orphan(ctx context.Context, name types.NamespacedName) {
 				return func() {
 					delete(c.claims, pod.UID)
 					if err != nil {
-						c.log.Warn("cannot adopt a pod", "daemonset", s.name, "pod", pod.Name, "error", err)
+						if !errors.Is(err, errStale) {
+							c.log.Warn("cannot adopt a pod", "daemonset", s.name, "pod", pod.Name, "error", err)
+						}
 						c.after(time.Second, item{kind: orphanSeen, set: name})
 					}
 				}

@@ -161,7 +161,7 @@ func (c *daemons) observe(ctx context.Context, s *set, node string) daemonset.No
 	} else {
 		s.doomed[node] = still
 	}
-	n.Creating = c.flying(s, node)
+	n.Creating = c.flying(s, node) || len(n.Pods) == 0 && c.claimable(s, node)
 	if _, cramped := s.unfit[node]; cramped {
 		if n.Unfit = c.unfit(s, node, obj); n.Unfit == "" {
 			c.roomFound(s, node)
@@ -170,6 +170,23 @@ func (c *daemons) observe(ctx context.Context, s *set, node string) daemonset.No
 		}
 	}
 	return n
+}
+
+// claimable says whether there is a pod on the node that nobody owns and that is
+// to be adopted, unless the DaemonSet turns out to be on its way out. No other
+// one is made beside it before that is known.
+func (c *daemons) claimable(s *set, node string) bool {
+	if c.updatesOnly {
+		return false
+	}
+	for _, pod := range c.indexed(byOrphan, s.name.Namespace+"/"+node) {
+		if adoptable(s, pod) {
+			// The adoption's own event brings us back, unless the pod goes before.
+			c.after(time.Second, item{kind: pairChanged, set: s.name, node: node})
+			return true
+		}
+	}
+	return false
 }
 
 // flying says whether a pod is being made on the node and not in the cache yet.
