@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -15,22 +16,49 @@ import (
 )
 
 func TestDirect(t *testing.T) {
-	clients := make(chan kubernetes.Interface, 1)
+	insides := make(chan Inside, 1)
 	f := startWith(t, Config{
 		Dir: t.TempDir(), Listen: "127.0.0.1",
 		Controllers: func(ctx context.Context, inside Inside) error {
-			clients <- inside.Client
+			insides <- inside
 			<-ctx.Done()
 			return nil
 		},
 	})
 	f.awaitAccount(t, "default")
-	direct := <-clients
+	inside := <-insides
+	direct := inside.Client
 	t.Run("same as the API", func(t *testing.T) { testSame(t, f, direct) })
 	t.Run("refused as by the API", func(t *testing.T) { testRefused(t, f, direct) })
 	t.Run("leases", func(t *testing.T) { testLeaseFields(t, f) })
 	t.Run("one spec", func(t *testing.T) { testOneSpec(t, direct) })
 	t.Run("watch", func(t *testing.T) { testDirectWatch(t, f, direct) })
+	t.Run("fenced", func(t *testing.T) { testFenced(t, inside) })
+}
+
+// What takes the direct way is refused in the moment in which it must be.
+func testFenced(t *testing.T, inside Inside) {
+	var refused error
+	fenced := inside.Fenced(inside.Client, func() error { return refused })
+	pods := fenced.CoreV1().Pods("default")
+	made, err := pods.Create(t.Context(), samples()["plain"], metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused = errors.New("not now")
+	if _, err := pods.Create(t.Context(), samples()["plain"], metav1.CreateOptions{}); !errors.Is(err, refused) {
+		t.Errorf("a pod is made: %v", err)
+	}
+	if err := pods.Delete(t.Context(), made.Name, metav1.DeleteOptions{}); !errors.Is(err, refused) {
+		t.Errorf("a pod is deleted: %v", err)
+	}
+	if _, err := pods.Get(t.Context(), made.Name, metav1.GetOptions{}); err != nil {
+		t.Errorf("a pod cannot be read: %v", err)
+	}
+	refused = nil
+	if err := pods.Delete(t.Context(), made.Name, metav1.DeleteOptions{}); err != nil {
+		t.Errorf("a pod cannot be deleted: %v", err)
+	}
 }
 
 // samples are pods that exercise defaults and each admission plugin.

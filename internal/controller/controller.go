@@ -49,9 +49,6 @@ type Config struct {
 	// rollout.legion.dev, outdated pods are deleted in its order and at its pace.
 	// It implies LeaveBinding and LeaveNodes.
 	RolloutsOnly bool
-	// Holds, if set, is asked before each write whether this process may still
-	// write (Election.Holds).
-	Holds func() bool
 	// Ready, if set, is called once the caches are filled.
 	Ready func()
 	// Writes is the most writes that are under way at a time; how many are is
@@ -189,9 +186,15 @@ func latest(o *metav1.ListOptions) {
 	}
 }
 
+// indexing is held while indexes are added: parts of a server's controllers
+// begin at the same time, with the same informers.
+var indexing sync.Mutex
+
 // addIndexers adds the pod indexes that are not there yet: shared informers may
 // have them from an earlier Run.
 func addIndexers(pods cache.SharedIndexInformer) error {
+	indexing.Lock()
+	defer indexing.Unlock()
 	missing := cache.Indexers{}
 	for name, index := range podIndexers {
 		if _, ok := pods.GetIndexer().GetIndexers()[name]; !ok {

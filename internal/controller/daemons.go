@@ -93,7 +93,7 @@ func newDaemons(cfg Config, f informers.SharedInformerFactory, events record.Eve
 		classes:     f.Node().V1().RuntimeClasses().Lister(),
 		pods:        f.Core().V1().Pods().Informer().GetIndexer(),
 		queue:       workqueue.NewTypedDelayingQueue[item](),
-		gate:        newGate(cfg.Writes, cfg.Holds),
+		gate:        newGate(cfg.Writes),
 		sets:        map[types.NamespacedName]*set{},
 		cramped:     map[string]map[*set]bool{},
 		assumed:     map[string]map[*set]placement.Use{},

@@ -29,6 +29,9 @@ type Election struct {
 	Duration time.Duration
 	// Labels are put on the Lease by the one that works.
 	Labels map[string]string
+	// Keep leaves the Lease this process's when the work ends: the next one of
+	// the same Identity goes on at once, the others wait.
+	Keep bool
 	// Log is told who works. Default: slog.Default().
 	Log *slog.Logger
 
@@ -82,20 +85,32 @@ func (e *Election) Leader() string {
 	return e.leader
 }
 
-// Holds says whether the Lease is this process's for sure. If it is not, since
-// the process was stopped for so long that another one may work by now, the
-// work is ended too.
+// Holds says whether the Lease is this process's for sure, and it works. If it
+// is not, since the process was stopped for so long that another one may work by
+// now, the work is ended too.
 func (e *Election) Holds() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.stop == nil {
 		return false
 	}
-	if time.Since(e.renewed) >= e.Duration {
+	if elapsed(e.renewed) >= e.Duration {
 		e.stop()
 		return false
 	}
 	return true
+}
+
+// elapsed is the time since then, also by the clock on the wall: the other one
+// stands still while the machine sleeps.
+func elapsed(then time.Time) time.Duration {
+	return max(time.Since(then), time.Now().Round(0).Sub(then.Round(0)))
+}
+
+// GiveUp frees the Lease that an earlier process of this Identity has kept.
+func (e *Election) GiveUp(ctx context.Context, client kubernetes.Interface) {
+	e.complete()
+	e.release(ctx, e.lock(client))
 }
 
 // term is one attempt to win the Lease, and the work until it is lost.
@@ -126,7 +141,7 @@ func (e *Election) term(ctx context.Context, client kubernetes.Interface, work f
 	case <-ctx.Done():
 		resign()
 		<-over
-		if elector.IsLeader() {
+		if elector.IsLeader() && !e.Keep {
 			e.release(ctx, lock)
 		}
 		return nil
@@ -145,7 +160,9 @@ func (e *Election) term(ctx context.Context, client kubernetes.Interface, work f
 		}
 		resign()
 		<-over
-		e.release(ctx, lock)
+		if !e.Keep || ctx.Err() == nil {
+			e.release(ctx, lock)
+		}
 		return err
 	}
 }
@@ -155,7 +172,7 @@ func (e *Election) term(ctx context.Context, client kubernetes.Interface, work f
 func (e *Election) Check() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if since := time.Since(e.renewed); e.stop != nil && since >= e.Duration {
+	if since := elapsed(e.renewed); e.stop != nil && since >= e.Duration {
 		return fmt.Errorf("the Lease %s was last renewed %v ago, and the controllers have not ended", e.lease(), since.Round(time.Second))
 	}
 	return nil

@@ -68,6 +68,24 @@ func OtherController(ctx context.Context, client kubernetes.Interface, namespace
 	return "", nil
 }
 
+// Driver returns who drives all of the DaemonSets by the Lease, "" if nobody
+// does or updates only.
+func Driver(ctx context.Context, client kubernetes.Interface, namespace string) (string, error) {
+	lease, err := client.CoordinationV1().Leases(namespace).Get(ctx, FieldManager, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot find out whether Legion's own DaemonSet controller is active: %w", err)
+	}
+	s := lease.Spec
+	if lease.Labels[ModeLabel] != ModeAll || s.HolderIdentity == nil || s.RenewTime == nil || s.LeaseDurationSeconds == nil ||
+		time.Since(s.RenewTime.Time) > time.Duration(*s.LeaseDurationSeconds)*time.Second {
+		return "", nil
+	}
+	return *s.HolderIdentity, nil
+}
+
 // noticed returns who wrote the status of a DaemonSet, "" if nobody did.
 func noticed(ds *appsv1.DaemonSet) string {
 	if ds.Status.ObservedGeneration == 0 {

@@ -90,18 +90,11 @@ type gate struct {
 	pace    pace
 	flying  int
 	waiting []write
-	// holds says whether anything may be written.
-	holds func() bool
 	// running are the writes that are under way.
 	running sync.WaitGroup
 }
 
-func newGate(most int, holds func() bool) *gate {
-	if holds == nil {
-		holds = func() bool { return true }
-	}
-	return &gate{pace: newPace(most), holds: holds}
-}
+func newGate(most int) *gate { return &gate{pace: newPace(most)} }
 
 // do runs a write beside the caller, now or when there is room. The write says
 // whether the server refused it because it has too much to do.
@@ -109,7 +102,7 @@ func (g *gate) do(ctx context.Context, write func() (refused bool)) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.waiting = append(g.waiting, func() func(pace) pace {
-		if ctx.Err() != nil || !g.holds() {
+		if ctx.Err() != nil {
 			return nil
 		}
 		began := time.Now()

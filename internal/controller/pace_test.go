@@ -59,7 +59,7 @@ func (s *busyServer) take(g *gate, n int) time.Duration {
 
 func TestPaceOfAQuickServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(256, nil)
+		g := newGate(256)
 		s := &busyServer{quick: time.Millisecond, comfort: 1000, limit: 1000}
 		took := s.take(g, 5000)
 		if s.most != 256 {
@@ -73,7 +73,7 @@ func TestPaceOfAQuickServer(t *testing.T) {
 
 func TestPaceOfASlowServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(256, nil)
+		g := newGate(256)
 		s := &busyServer{quick: 20 * time.Millisecond, comfort: 20, limit: 1000}
 		s.take(g, 20000)
 		// Eight times as slow as the quickest is 20 * √8 at a time.
@@ -85,7 +85,7 @@ func TestPaceOfASlowServer(t *testing.T) {
 
 func TestPaceOfAServerThatRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(256, nil)
+		g := newGate(256)
 		s := &busyServer{quick: time.Millisecond, comfort: 1000, limit: 40}
 		s.take(g, 20000)
 		if now := g.pace.allowed(); now < 15 || now > 45 {
@@ -125,7 +125,7 @@ func TestPaceCountsABurstOnce(t *testing.T) {
 func TestGateLetsGoAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		g := newGate(1, nil)
+		g := newGate(1)
 		hold := make(chan struct{})
 		g.do(ctx, func() bool { <-hold; return false })
 		ran := false

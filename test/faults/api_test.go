@@ -68,6 +68,8 @@ type api struct {
 	skew time.Duration
 	// seen is called after each change, with the lock held.
 	seen func(c change)
+	// arrived is called before each request is answered, with the lock held.
+	arrived func(q request)
 }
 
 type change struct {
@@ -134,6 +136,7 @@ type request struct {
 	method, resource, namespace, name, sub string
 	http                                   *http.Request
 	body                                   []byte
+	from                                   string
 }
 
 func parse(r *http.Request) (request, error) {
@@ -171,6 +174,9 @@ func (q request) writes() bool {
 func (a *api) serve(q request) *http.Response {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.arrived != nil {
+		a.arrived(q)
+	}
 	resource := schema.GroupResource{Resource: q.resource}
 	if q.method == http.MethodGet && q.name == "" {
 		if q.http.URL.Query().Get("watch") != "" {
@@ -322,7 +328,9 @@ func (a *api) delete(q request, o object) *http.Response {
 		return refuse(apierrors.NewConflict(schema.GroupResource{Resource: q.resource}, q.name, errors.New("the UID is another")))
 	}
 	changed := o.DeepCopyObject().(object)
-	if pod, is := changed.(*corev1.Pod); is && pod.Spec.NodeName != "" {
+	atOnce := options.GracePeriodSeconds != nil && *options.GracePeriodSeconds == 0
+	// One that has ended needs no agent to end it (pod/strategy.go, CheckGracefulDelete).
+	if pod, is := changed.(*corev1.Pod); is && pod.Spec.NodeName != "" && pod.Status.Phase != corev1.PodFailed && !atOnce {
 		if pod.DeletionTimestamp == nil {
 			now := metav1.NewTime(a.now().Truncate(time.Second))
 			pod.DeletionTimestamp = &now

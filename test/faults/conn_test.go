@@ -10,8 +10,8 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 )
 
@@ -28,6 +28,10 @@ type conn struct {
 	slow time.Duration
 	// cut off: nothing arrives, and nothing is answered, until the caller gives up.
 	cutOff bool
+	// leaseLost: what is asked about Leases does not arrive, all else does.
+	leaseLost bool
+	// identity is who speaks, in the election.
+	identity string
 	// left writes are made until the process dies: in place of the one after
 	// them, or, with late, after that one and before its answer. Negative: never.
 	left int
@@ -38,8 +42,8 @@ type conn struct {
 	writes int
 }
 
-func (c *conn) client() kubernetes.Interface {
-	return kubernetes.NewForConfigOrDie(&rest.Config{Host: "http://api", Transport: c, QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
+func (c *conn) config() *rest.Config {
+	return &rest.Config{Host: "http://api", Transport: c, QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}
 }
 
 var (
@@ -53,8 +57,10 @@ type fate struct {
 	// unheard: the server never gets it. lost: it is carried out and nobody
 	// hears of it.
 	unheard, lost bool
-	answer        *apierrors.StatusError // in place of the server's
-	dies, late    bool
+	// stuck: nothing comes of it until the caller gives up.
+	stuck      bool
+	answer     *apierrors.StatusError // in place of the server's
+	dies, late bool
 }
 
 func (c *conn) fate(q request) fate {
@@ -86,6 +92,7 @@ func (c *conn) fate(q request) fate {
 			f.lost, f.answer = true, apierrors.NewTimeoutError("it took too long", 0)
 		}
 	}
+	f.stuck = c.leaseLost && q.resource == "leases" && q.namespace == metav1.NamespaceSystem
 	if q.writes() {
 		c.writes++
 		if c.left == 0 {
@@ -102,12 +109,17 @@ func (c *conn) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	q.from = c.identity
 	f := c.fate(q)
 	if os.Getenv("LEGION_FAULTS_LOG") != "" {
 		println(time.Now().Format("04:05.000"), r.Method, r.URL.String())
 	}
 	if err := c.wait(r.Context(), f.before); err != nil {
 		return nil, err
+	}
+	if f.stuck {
+		<-r.Context().Done()
+		return nil, r.Context().Err()
 	}
 	if f.dies && !f.late {
 		c.kill()

@@ -128,9 +128,13 @@ func (o *controllerOptions) run(ctx context.Context, stderr io.Writer) error {
 		}
 		defer stop()
 	}
+	fenced, err := kubernetes.NewForConfig(e.Fence(config))
+	if err != nil {
+		return fmt.Errorf("cannot use the cluster at %s: %w", config.Host, err)
+	}
 	return e.Lead(ctx, client, func(ctx context.Context) error {
 		return controller.Run(ctx, controller.Config{
-			Client: client, Log: log, Holds: e.Holds,
+			Client: fenced, Log: log,
 			// Legion's server has no scheduler.
 			LeaveBinding: !own, LeaveNodes: true, RolloutsOnly: o.rolloutsOnly,
 			Ready: func() { log.Info("working", "cluster", config.Host, "rollouts only", o.rolloutsOnly) },
@@ -177,18 +181,34 @@ func (o *controllerOptions) reach(ctx context.Context, client kubernetes.Interfa
 			host, strings.Join(missing, "\n  "), o.namespace, controller.RoleName, mode, o.namespace)
 		return false, exitRights
 	}
-	if o.look > 0 && !o.rolloutsOnly {
-		who, err := controller.OtherController(ctx, client, o.namespace, o.look)
-		if err != nil {
-			return false, fmt.Errorf("%w (--look-for-other 0 does not look)", err)
-		}
-		if who != "" {
-			fmt.Fprintf(stderr, "legion-server: the cluster at %s has a DaemonSet controller that is active: a new DaemonSet got its status from %q. Two would fight.\n"+
-				"Turn it off (kube-controller-manager --controllers=*,-daemonset-controller), or leave pods to it and carry out updates only: --rollouts-only.\n", host, who)
-			return false, exitOther
-		}
+	own = strings.HasSuffix(info.GitVersion, "+legion")
+	if o.look > 0 {
+		err = o.lookForOther(ctx, client, host, stderr)
 	}
-	return strings.HasSuffix(info.GitVersion, "+legion"), nil
+	return own, err
+}
+
+// lookForOther refuses to start where another controller does the same.
+func (o *controllerOptions) lookForOther(ctx context.Context, client kubernetes.Interface, host string, stderr io.Writer) error {
+	if o.rolloutsOnly {
+		who, err := controller.Driver(ctx, client, o.namespace)
+		if err != nil || who == "" {
+			return err
+		}
+		fmt.Fprintf(stderr, "legion-server: at %s Legion's own DaemonSet controller is active (%s holds the Lease %s/%s), which carries out updates by itself. --rollouts-only is for clusters where another one makes the pods.\n",
+			host, who, o.namespace, controller.FieldManager)
+		return exitOther
+	}
+	who, err := controller.OtherController(ctx, client, o.namespace, o.look)
+	if err != nil {
+		return fmt.Errorf("%w (--look-for-other 0 does not look)", err)
+	}
+	if who == "" {
+		return nil
+	}
+	fmt.Fprintf(stderr, "legion-server: the cluster at %s has a DaemonSet controller that is active: a new DaemonSet got its status from %q. Two would fight.\n"+
+		"Turn it off (kube-controller-manager --controllers=*,-daemonset-controller; legion-server --daemonset-controller=false), or leave pods to kube-controller-manager's and carry out updates only: --rollouts-only.\n", host, who)
+	return exitOther
 }
 
 // serveHealth answers whether the process does what it should. Standing by is

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -27,6 +29,7 @@ import (
 	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/kubernetes/pkg/controller/daemon"
 
+	"legion.dev/legion/internal/apiserver"
 	"legion.dev/legion/internal/controller"
 	"legion.dev/legion/internal/daemonset"
 )
@@ -244,6 +247,62 @@ func TestControllerOutside(t *testing.T) {
 	}
 }
 
+// The server's own controller holds the Lease of all that drive DaemonSets: who
+// comes to its side is refused, or waits. Without it others may begin at once.
+func TestControllerBesideTheServers(t *testing.T) {
+	client := runFleet(t)
+	makeSet(t, client, func(*appsv1.DaemonSet) {})
+	untilSet(t, client, "the first rollout", rolledTo("example.org/exporter:1", 3))
+	out, err := try(t, "controller")
+	if !errors.Is(err, exitOther) {
+		t.Errorf("beside the server's own controller: %v", err)
+	}
+	expect(t, out, "has a DaemonSet controller that is active", "legion-server --daemonset-controller=false")
+	out, err = try(t, "controller --rollouts-only")
+	if !errors.Is(err, exitOther) {
+		t.Errorf("updates only, beside the server's own controller: %v", err)
+	}
+	expect(t, out, "legion-server holds the Lease kube-system/legion-controller", "--rollouts-only is for")
+	// Told not to look, they wait.
+	for i, mode := range []string{"", " --rollouts-only"} {
+		p := launch(t, "controller --look-for-other 0"+mode)
+		p.says("standing by.*leader=legion-server")
+		image := fmt.Sprintf("example.org/exporter:%d", i+2)
+		setImage(t, client, image)
+		untilSet(t, client, "an update by the server", rolledTo(image, 3))
+		p.ends()
+		if strings.Contains(p.output(), "msg=working") {
+			t.Errorf("it works beside the server's:\n%s", p.output())
+		}
+	}
+}
+
+// A server whose own controller is turned on waits for one outside, which goes
+// on until it ends.
+func TestServersControllerWaits(t *testing.T) {
+	insides := make(chan apiserver.Inside, 1)
+	client := runFleetInside(t, controller.Config{LeaveDaemonSets: true}, func(i apiserver.Inside) { insides <- i })
+	inside := <-insides
+	outside := launch(t, "controller --look-for-other 100ms --identity outside")
+	outside.says("msg=working")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	log := &process{t: t, wrote: make(chan struct{}, 1), ended: make(chan error, 1)}
+	go func() {
+		log.ended <- runControllers(ctx, inside, controller.Config{NodeGrace: time.Hour, Log: slog.New(slog.NewTextHandler(log, nil))}, false)
+	}()
+	log.says("standing by.*leader=outside")
+	makeSet(t, client, func(*appsv1.DaemonSet) {})
+	untilSet(t, client, "the first rollout", rolledTo("example.org/exporter:1", 3))
+	if strings.Contains(log.output(), "leading") {
+		t.Errorf("the server's works beside it:\n%s", log.output())
+	}
+	outside.ends()
+	log.says("leading.*identity=legion-server")
+	setImage(t, client, "example.org/exporter:2")
+	untilSet(t, client, "the second rollout", rolledTo("example.org/exporter:2", 3))
+}
+
 func get(t *testing.T, url string) string {
 	t.Helper()
 	r, err := http.Get(url)
@@ -260,11 +319,6 @@ func get(t *testing.T, url string) string {
 
 func TestControllerRefusals(t *testing.T) {
 	runFleet(t)
-	out, err := try(t, "controller")
-	if !errors.Is(err, exitOther) {
-		t.Errorf("beside the server's own controller: %v", err)
-	}
-	expect(t, out, "has a DaemonSet controller that is active", "--rollouts-only")
 	gone := filepath.Join(t.TempDir(), "kubeconfig")
 	config := "{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c}}], clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]}"
 	if err := os.WriteFile(gone, []byte(config), 0o600); err != nil {

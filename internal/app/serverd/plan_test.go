@@ -46,6 +46,12 @@ func runFleet(t *testing.T) kubernetes.Interface { return runFleetWith(t, contro
 
 func runFleetWith(t *testing.T, own controller.Config) kubernetes.Interface {
 	t.Helper()
+	return runFleetInside(t, own, func(apiserver.Inside) {})
+}
+
+// runFleetInside tells how to reach the API from inside, too.
+func runFleetInside(t *testing.T, own controller.Config, told func(apiserver.Inside)) kubernetes.Interface {
+	t.Helper()
 	own.NodeGrace, own.Log = time.Hour, slog.New(slog.DiscardHandler)
 	dir, err := os.MkdirTemp("", "legion-")
 	if err != nil {
@@ -56,6 +62,7 @@ func runFleetWith(t *testing.T, own controller.Config) kubernetes.Interface {
 	go func() {
 		ended <- apiserver.Run(ctx, apiserver.Config{
 			Dir: dir, Listen: "127.0.0.1", Ready: func(string) { close(ready) }, Controllers: func(ctx context.Context, inside apiserver.Inside) error {
+				told(inside)
 				return runControllers(ctx, inside, own, false)
 			},
 		})

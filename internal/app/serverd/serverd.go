@@ -137,21 +137,6 @@ func (h untilEnd) WithGroup(name string) slog.Handler {
 	return untilEnd{h.Handler.WithGroup(name), h.ctx}
 }
 
-// runControllers runs Legion's controllers inside the server. Where the store is
-// outside, another server may be on it too: then one of them works at a time,
-// and whoever begins reads anew what is true, in place of what the informers of
-// this server have seen so far.
-func runControllers(ctx context.Context, inside apiserver.Inside, config controller.Config, elected bool) error {
-	config.Client = inside.Client
-	if !elected {
-		config.Informers = inside.Informers
-		return controller.Run(ctx, config)
-	}
-	e := controller.Election{Name: "legion-server", Log: config.Log}
-	config.Holds = e.Holds
-	return e.Lead(ctx, inside.Client, func(ctx context.Context) error { return controller.Run(ctx, config) })
-}
-
 func serve(ctx context.Context, config apiserver.Config, own controller.Config, stderr io.Writer) error {
 	started := time.Now()
 	notify := notifier()
