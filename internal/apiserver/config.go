@@ -167,7 +167,7 @@ func (a *assembly) addOpenAPI(context.Context) error {
 		sets.NewString("attach", "exec", "proxy", "log", "portforward"),
 	)
 	a.config.LongRunningFunc = func(r *http.Request, info *request.RequestInfo) bool {
-		return info.Path == tunnel.Path || longRunning(r, info)
+		return info.Path == tunnel.Path || strings.HasPrefix(info.Path, tunnel.StreamPath) || longRunning(r, info)
 	}
 	return nil
 }

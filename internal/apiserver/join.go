@@ -99,7 +99,7 @@ func (h *joinHandler) join(r *http.Request) (*pki.JoinAnswer, error) {
 	if problems := validation.IsDNS1123Subdomain(req.Node); len(problems) > 0 {
 		return nil, refuse(http.StatusBadRequest, "%q cannot be a node's name: %s", req.Node, strings.Join(problems, "; "))
 	}
-	if h.sessions.Connected(req.Node) {
+	if h.sessions.Reaches(r.Context(), req.Node) {
 		return nil, refuse(http.StatusConflict, "a node %q is connected at this moment: choose another name, or stop that node's agent first", req.Node)
 	}
 	// A certificate is dated by the second; it must be newer than the removal.

@@ -24,8 +24,8 @@ import (
 // the registries of pods and nodes take it in place of a kubelet's address.
 type tunnelConnections struct{ sessions *tunnel.Sessions }
 
-func (c tunnelConnections) GetConnectionInfo(_ context.Context, node types.NodeName) (*kubeletclient.ConnectionInfo, error) {
-	if !c.sessions.Connected(string(node)) {
+func (c tunnelConnections) GetConnectionInfo(ctx context.Context, node types.NodeName) (*kubeletclient.ConnectionInfo, error) {
+	if !c.sessions.Reaches(ctx, string(node)) {
 		return nil, apierrors.NewServiceUnavailable((&tunnel.NotConnectedError{Node: string(node)}).Error())
 	}
 	transport := c.sessions.Transport(string(node))

@@ -134,6 +134,15 @@ func (c Config) serve(ctx context.Context, listener net.Listener, authority *pki
 		return fmt.Errorf("cannot build the API server: %w", err)
 	}
 	server.ShutdownTimeout = stopTime
+	if client == nil {
+		// The store is outside: other servers may be on it.
+		peers, err := c.newPeers(a.client, listener, authority)
+		if err != nil {
+			return err
+		}
+		sessions.Elsewhere = peers.dial
+		go peers.keep(ctx)
+	}
 	url := "https://" + hostPort(listener.Addr())
 	if err := c.addHooks(server, a, authority, url); err != nil {
 		return err
@@ -180,6 +189,7 @@ func (a *assembly) newServer(authority *pki.Authority, sessions *tunnel.Sessions
 	a.removed.drop = sessions.Drop
 	mux.Handle(pki.RenewPath, renewHandler{authority})
 	mux.Handle(tunnel.Path, tunnelHandler(sessions))
+	mux.HandlePrefix(tunnel.StreamPath, streamHandler(sessions))
 	mux.HandleFunc(definitionsPath, noDefinitions)
 	return server, nil
 }

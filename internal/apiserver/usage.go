@@ -71,9 +71,6 @@ func (u usage) ask(ctx context.Context, nodes []string) []*statsapi.Summary {
 	var all sync.WaitGroup
 	places := make(chan struct{}, usageAtOnce)
 	for _, node := range nodes {
-		if !u.sessions.Connected(node) {
-			continue
-		}
 		places <- struct{}{}
 		all.Go(func() {
 			defer func() { <-places }()

@@ -20,12 +20,16 @@ type NotConnectedError struct {
 }
 
 func (e *NotConnectedError) Error() string {
-	return fmt.Sprintf("node %q is not connected to this server: its agent has no tunnel open (is legion-agent running there, and does it reach the server?)", e.Node)
+	return fmt.Sprintf("node %q is not connected to the server: its agent has no tunnel open (is legion-agent running there, and does it reach the server?)", e.Node)
 }
 
 // Sessions are the tunnels that agents hold open to this server. The zero value
 // is ready.
 type Sessions struct {
+	// Elsewhere, if set, opens a stream to a node whose tunnel another server
+	// has. The error is a *NotConnectedError if none has it.
+	Elsewhere func(ctx context.Context, node string) (net.Conn, error)
+
 	mu     sync.Mutex
 	byNode map[string]*yamux.Session
 	closed bool
@@ -85,9 +89,17 @@ func (s *Sessions) remove(node string, session *yamux.Session) {
 	}
 }
 
-// Dial opens a stream to the node's agent. The error is a *NotConnectedError if
-// there is no tunnel.
-func (s *Sessions) Dial(_ context.Context, node string) (net.Conn, error) {
+// Dial opens a stream to the node's agent, through another server where that
+// has the tunnel. The error is a *NotConnectedError if there is none.
+func (s *Sessions) Dial(ctx context.Context, node string) (net.Conn, error) {
+	if s.Elsewhere != nil && !s.Connected(node) {
+		return s.Elsewhere(ctx, node)
+	}
+	return s.dialHere(node)
+}
+
+// dialHere opens a stream through the tunnel that the node has to this server.
+func (s *Sessions) dialHere(node string) (net.Conn, error) {
 	s.mu.Lock()
 	session := s.byNode[node]
 	s.mu.Unlock()
@@ -111,7 +123,19 @@ func (s *Sessions) Drop(node string) {
 	}
 }
 
-// Connected tells whether the node has a tunnel.
+// Reaches tells whether the node has a tunnel, to this server or another.
+func (s *Sessions) Reaches(ctx context.Context, node string) bool {
+	if s.Elsewhere == nil || s.Connected(node) {
+		return s.Connected(node)
+	}
+	conn, err := s.Elsewhere(ctx, node)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return err == nil
+}
+
+// Connected tells whether the node has a tunnel to this server.
 func (s *Sessions) Connected(node string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
