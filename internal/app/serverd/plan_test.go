@@ -226,6 +226,9 @@ func TestPlanAndRollout(t *testing.T) {
 			t.Errorf("%s runs %s", pod.Name, pod.Spec.Containers[0].Image)
 		}
 	}
+	if dir, rest := takeDir(strings.Fields("ds/x --dir d -n y --dir=e --to-revision 3")); dir != "e" || strings.Join(rest, " ") != "ds/x -n y --to-revision 3" {
+		t.Errorf("%s %v", dir, rest)
+	}
 	for args, want := range map[string]string{
 		"plan":                       "ds/NAME",
 		"plan deploy/x":              "no DaemonSet",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,7 +33,8 @@ func rolloutCommand() *cobra.Command {
 		parent.AddCommand(&cobra.Command{
 			Use: verb + " ds/NAME", Short: short, DisableFlagParsing: true,
 			RunE: func(_ *cobra.Command, args []string) error {
-				if status := runKubectl(defaultDir(), append([]string{"rollout", verb}, args...)); status != 0 {
+				dir, args := takeDir(args)
+				if status := runKubectl(dir, append([]string{"rollout", verb}, args...)); status != 0 {
 					return exitStatus(status)
 				}
 				return nil
@@ -40,6 +42,24 @@ func rolloutCommand() *cobra.Command {
 		})
 	}
 	return parent
+}
+
+// takeDir takes --dir, which kubectl does not know, out of its arguments.
+func takeDir(args []string) (dir string, rest []string) {
+	dir = defaultDir()
+	for i := 0; i < len(args); i++ {
+		value, is := strings.CutPrefix(args[i], "--dir=")
+		switch {
+		case is:
+			dir = value
+		case args[i] == "--dir" && i+1 < len(args):
+			i++
+			dir = args[i]
+		default:
+			rest = append(rest, args[i])
+		}
+	}
+	return dir, rest
 }
 
 // exitStatus ends the program with a status; what is wrong has been said.

@@ -63,6 +63,8 @@ type rolloutView struct {
 	terminal        int // its file descriptor, -1 if there is none
 	drawn           int // lines that the next picture replaces
 	last            string
+	// next is when there may be another picture: it takes a look at the fleet.
+	next time.Time
 }
 
 // follow shows the update until it is over or halts.
@@ -90,10 +92,17 @@ func (v *rolloutView) follow(ctx context.Context, wait bool) error {
 }
 
 func (v *rolloutView) watch(ctx context.Context, w watch.Interface) (over bool, err error) {
+	var waiting *appsv1.DaemonSet // to be shown when due
+	var due <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return true, v.failed(ctx, ctx.Err())
+		case <-due:
+			due = nil
+			if over, err := v.show(ctx, waiting); over || err != nil {
+				return over, err
+			}
 		case e, ok := <-w.ResultChan():
 			if !ok || e.Type == watch.Error {
 				return false, nil // it ended; the caller begins anew
@@ -105,6 +114,13 @@ func (v *rolloutView) watch(ctx context.Context, w watch.Interface) (over bool, 
 			if e.Type == watch.Deleted {
 				return true, fmt.Errorf("ds/%s in namespace %s was deleted", v.name, v.namespace)
 			}
+			if _, over, err := outcome(ds); !over && err == nil && time.Now().Before(v.next) {
+				if waiting = ds; due == nil {
+					due = time.After(time.Until(v.next))
+				}
+				continue
+			}
+			due = nil
 			if over, err := v.show(ctx, ds); over || err != nil {
 				return over, err
 			}
@@ -130,6 +146,8 @@ func (v *rolloutView) show(ctx context.Context, ds *appsv1.DaemonSet) (over bool
 		}
 		return over, err
 	}
+	began := time.Now()
+	defer func() { v.next = time.Now().Add(max(100*time.Millisecond, 3*time.Since(began))) }()
 	lines := []string{progressBar(ds, v.width())}
 	if s, err := gather(ctx, v.client, ds); err == nil {
 		lines = append(lines, s.zoneLines(time.Now())...)
