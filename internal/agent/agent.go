@@ -13,6 +13,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
@@ -147,6 +148,9 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 		return err
 	}
 	node := podspec.Node{Name: o.Node, IP: o.NodeIP, Root: o.Root, PodDir: filepath.Join(o.Dir, "pods"), PodPids: o.PodPids, Allocatable: allocatable(known)}
+	if server, err := url.Parse(config.Host); err == nil {
+		node.ServerHost, node.ServerPort = server.Hostname(), cmp.Or(server.Port(), "443")
+	}
 	if node.PodDir, err = filepath.Abs(node.PodDir); err != nil {
 		return fmt.Errorf("cannot name the directory of the pods' volumes: %w", err)
 	}

@@ -76,12 +76,13 @@ func (p *pods) Run(ctx context.Context) {
 	p.life = ctx
 	alarm := time.NewTimer(time.Hour)
 	defer alarm.Stop()
-	for {
-		now := time.Now()
-		if next := p.next(now); next.IsZero() {
+	// looked is when all records were looked at last: what was due since must
+	// not be passed over, though other news kept the loop busy meanwhile.
+	for looked := time.Now(); ; {
+		if next := p.next(looked); next.IsZero() {
 			alarm.Reset(time.Hour)
 		} else {
-			alarm.Reset(next.Sub(now))
+			alarm.Reset(max(0, time.Until(next)))
 		}
 		select {
 		case <-ctx.Done():
@@ -89,19 +90,19 @@ func (p *pods) Run(ctx context.Context) {
 		case news := <-p.inbox:
 			news(ctx, time.Now())
 		case <-alarm.C:
-			now := time.Now()
+			looked = time.Now()
 			for _, r := range p.records {
-				p.step(ctx, r, now)
+				p.step(ctx, r, looked)
 			}
 		}
 	}
 }
 
-// next is when a record wants to be looked at again.
-func (p *pods) next(now time.Time) time.Time {
+// next is when, after then, a record wants to be looked at first.
+func (p *pods) next(then time.Time) time.Time {
 	var next time.Time
 	earliest := func(at time.Time) {
-		if at.After(now) && (next.IsZero() || at.Before(next)) {
+		if at.After(then) && (next.IsZero() || at.Before(next)) {
 			next = at
 		}
 	}
@@ -114,7 +115,7 @@ func (p *pods) next(now time.Time) time.Time {
 		for _, w := range r.images {
 			earliest(w.next())
 		}
-		if _, at := r.apiAction(p.hostSynced, now); !at.IsZero() {
+		if _, at := r.apiAction(p.hostSynced, then); !at.IsZero() {
 			earliest(at)
 		}
 	}
@@ -272,6 +273,9 @@ func (p *pods) hostEvent(ctx context.Context, e hostapi.Event, now time.Time) {
 			return
 		}
 		if r, ok := p.records[uid]; ok {
+			if e.Group != nil {
+				r.host = &e.Group.Status
+			}
 			p.groupRemoved(r)
 			p.step(ctx, r, now)
 		}

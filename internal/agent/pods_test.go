@@ -406,6 +406,50 @@ func TestVolumes(t *testing.T) {
 	})
 }
 
+// TestNothingIsDueInVain: what falls due while the loop is busy with other news
+// is done after them.
+func TestNothingIsDueInVain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := play(t)
+		s.add("a", func(p *v1.Pod) { p.Spec.ActiveDeadlineSeconds = new(int64(60)) })
+		s.synced()
+		s.listed()
+		s.host("pod-u-a", running(1))
+		s.expectSet("put pod-u-a boot=true", "status a Running running ready=true restarts=0")
+		s.p.post(s.ctx, func(context.Context, time.Time) { time.Sleep(2 * time.Minute) })
+		time.Sleep(3 * time.Minute)
+		s.expectBoth("stop pod-u-a within 30s", "put pod-u-a boot=false")
+
+		sink{s.ctx, s.p}.Changed(s.add("b", nil))
+		s.expect("put pod-u-b boot=true")
+		s.p.post(s.ctx, func(context.Context, time.Time) { time.Sleep(2 * settle) })
+		time.Sleep(3 * settle)
+		s.expect("status b Pending ContainerCreating ready=false restarts=0")
+	})
+}
+
+// TestLastState: how a pod has ended is told also where only the removal of its
+// group tells of it.
+func TestLastState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := play(t)
+		s.add("a", nil)
+		s.host("pod-u-a", running(1))
+		s.synced()
+		s.listed()
+		s.expect("status a Running running ready=true restarts=0")
+		s.edit("u-a", func(p *v1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: time.Now()} })
+		s.expect("delete pod-u-a within 30s")
+		last := running(1)
+		last.Name, last.State, last.Ready, last.Main.Exit = "c", service.Dead, false, &service.Exit{At: time.Now(), Code: 3}
+		s.p.HostEvent(s.ctx, hostapi.Event{Type: hostapi.Removed, Name: "pod-u-a", Group: &hostapi.Group{Status: service.GroupStatus{Services: []service.Status{last}}}})
+		s.expect("status a Failed terminated Error ready=false restarts=0", "remove a u-a")
+		if e := s.pods["u-a"]; e != nil && e.Status.ContainerStatuses[0].State.Terminated.ExitCode != 3 {
+			t.Errorf("its last state: %+v", e.Status)
+		}
+	})
+}
+
 // expectSet is expect for requests that go two ways at once.
 func (s *stage) expectSet(want ...string) {
 	s.t.Helper()

@@ -33,6 +33,7 @@ import (
 	basecompatibility "k8s.io/component-base/compatibility"
 	"k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/kubernetes/pkg/capabilities"
 	"k8s.io/kubernetes/pkg/controlplane/apiserver/options"
 	generatedopenapi "k8s.io/kubernetes/pkg/generated/openapi"
 	"k8s.io/kubernetes/pkg/kubeapiserver"
@@ -101,6 +102,8 @@ func newOptions(ctx context.Context, c Config, listener net.Listener, etcdServer
 	opts.Admission.GenericAdmission.RecommendedPluginOrder = append(
 		slices.Clone(opts.Admission.GenericAdmission.RecommendedPluginOrder), rolloutPlugin, removedPlugin)
 	opts.Admission.PluginNames = admissionPlugins
+	// Daemons of nodes are often privileged. Who may make pods is RBAC's matter.
+	capabilities.Setup(true, 0)
 	return opts.Complete(ctx, nil, nil)
 }
 

@@ -200,6 +200,7 @@ func TestServer(t *testing.T) {
 		{"NamespaceDeletion", testNamespaceDeletion},
 		{"OwnersAreFollowed", testOwnersAreFollowed},
 		{"ServicesWarn", testServicesWarn},
+		{"PrivilegedPods", testPrivilegedPods},
 		{"JoinRefusals", testJoinRefusals},
 		{"JoinOnce", testJoinOnce},
 		{"Renewal", testRenewal},
@@ -378,6 +379,15 @@ func testServicesWarn(t *testing.T, f *fleet) {
 	}, metav1.CreateOptions{}))
 	if made.Spec.ClusterIP == "" || !strings.Contains(f.warned.String(), "services are stored but not routed") {
 		t.Errorf("cluster IP %q, warnings %q", made.Spec.ClusterIP, f.warned)
+	}
+}
+
+// testPrivilegedPods: daemons of nodes may be privileged.
+func testPrivilegedPods(t *testing.T, f *fleet) {
+	p := pod("privileged", "", "")
+	p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: new(true)}
+	if _, err := f.admin.CoreV1().Pods("default").Create(t.Context(), p, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err != nil {
+		t.Error(err)
 	}
 }
 

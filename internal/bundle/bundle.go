@@ -214,9 +214,9 @@ func configure(c *service.Container, list []target, cgroup string) ([]byte, erro
 		}
 		return json.Unmarshal(spec[name], into)
 	}
-	root, linux := map[string]any{}, map[string]any{}
+	root, linux, process := map[string]any{}, map[string]any{}, map[string]any{}
 	var all []json.RawMessage
-	if err := errors.Join(part("root", &root), part("linux", &linux), part("mounts", &all)); err != nil {
+	if err := errors.Join(part("root", &root), part("linux", &linux), part("process", &process), part("mounts", &all)); err != nil {
 		return nil, fmt.Errorf("the container's configuration: %w", err)
 	}
 	root["path"] = Root
@@ -232,7 +232,8 @@ func configure(c *service.Container, list []target, cgroup string) ([]byte, erro
 	for _, t := range list {
 		mounted = append(mounted, t.entry())
 	}
-	out["root"], out["linux"], out["mounts"] = root, linux, mounted
+	bound(process, given())
+	out["root"], out["linux"], out["process"], out["mounts"] = root, linux, process, mounted
 	return json.Marshal(out)
 }
 

@@ -162,3 +162,24 @@ func TestManyLayers(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestCapabilities: what legiond lacks itself is left out, and named.
+func TestCapabilities(t *testing.T) {
+	has := func(name string) bool { return name != "CAP_SYS_RESOURCE" }
+	const text = `{"process":{"args":["x"],"capabilities":{"bounding":["CAP_CHOWN","CAP_SYS_RESOURCE"],"effective":["CAP_SYS_RESOURCE"]}}}`
+	var spec map[string]map[string]any
+	if err := json.Unmarshal([]byte(text), &spec); err != nil {
+		t.Fatal(err)
+	}
+	bound(spec["process"], has)
+	got, err := json.Marshal(spec)
+	if want := `{"process":{"args":["x"],"capabilities":{"bounding":["CAP_CHOWN"],"effective":[]}}}`; err != nil || string(got) != want {
+		t.Errorf("bound: %s, %v, want %s", got, err, want)
+	}
+	if l := lost(&service.Container{Spec: json.RawMessage(text)}, has); !slices.Equal(l, []string{"capabilities: legiond itself has no CAP_SYS_RESOURCE"}) {
+		t.Errorf("lost: %q", l)
+	}
+	if l := lost(&service.Container{Spec: json.RawMessage(text)}, func(string) bool { return true }); l != nil {
+		t.Errorf("lost: %q", l)
+	}
+}

@@ -190,6 +190,7 @@ func (h *Host) forget(g *group) {
 	if h.groups[name] != g {
 		return
 	}
+	last := h.wire(g)
 	delete(h.groups, name)
 	h.graph = nil
 	h.release(g)
@@ -214,7 +215,7 @@ func (h *Host) forget(g *group) {
 			h.problems = append(h.problems, service.Warning{Text: err.Error()})
 		}
 	}
-	h.publish(hostapi.Event{Type: hostapi.Removed, Name: name})
+	h.publish(hostapi.Event{Type: hostapi.Removed, Name: name, Group: &last})
 }
 
 // Do carries out the verb (start, stop, restart, reload, reset-failed) and,

@@ -70,7 +70,8 @@ const (
 // then Synced, then what happens.
 type Event struct {
 	Type EventType `json:"type"`
-	// Group is set for Changed; Name for Changed and Removed.
+	// Name and Group are set for Changed and Removed; of a group that is gone it
+	// is the last state, of which nothing else may have told.
 	Name  string `json:"name,omitempty"`
 	Group *Group `json:"group,omitempty"`
 }

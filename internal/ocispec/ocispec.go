@@ -80,6 +80,9 @@ func Contain(s *service.Service, in Input) *Refusal {
 	s.Exec = service.ExecContext{
 		CleanEnvironment: true, PassEnvironment: []string{"PATH"}, WorkingDirectory: "/",
 		Mounts: s.Exec.Mounts, Container: c,
+		// Inherited from the runtime: it would not start a container that it
+		// cannot give this, as where there is no CAP_SYS_RESOURCE.
+		OOMScoreAdjust: s.Exec.OOMScoreAdjust,
 	}
 	in.run(s, c)
 	if c.Copied {
@@ -89,7 +92,7 @@ func Contain(s *service.Service, in Input) *Refusal {
 	last.IgnoreFailure = true
 	s.StopPost = append(s.StopPost, last)
 	in.inside(s, id)
-	if text := in.Image.StopSignal; text != "" {
+	if text := in.Image.StopSignal; text != "" && !in.ownSignal() {
 		n, err := unitfile.ParseSignal(strings.ToUpper(text))
 		if err != nil {
 			return &Refusal{Message: fmt.Sprintf("the image's STOPSIGNAL: %v", err)}
@@ -97,6 +100,12 @@ func Contain(s *service.Service, in Input) *Refusal {
 		s.Kill.Signal = n
 	}
 	return nil
+}
+
+// ownSignal: the container says which signal it is asked to end by.
+func (in *Input) ownSignal() bool {
+	l := in.Container.Lifecycle
+	return l != nil && l.StopSignal != nil
 }
 
 // run has the runtime start the container. It ends once the container's first
@@ -132,6 +141,9 @@ func (in *Input) inside(s *service.Service, id string) {
 			if h != nil && h.Sleep != nil {
 				list[i].FullPrivileges = true
 				continue
+			}
+			if list[i].HTTP != nil {
+				continue // a request is legiond's own
 			}
 			w := in.Runtime.Inside(id, list[i].Argv)
 			w.IgnoreFailure = list[i].IgnoreFailure
@@ -180,7 +192,7 @@ func configuration(s *service.Service, in Input) (*specs.Spec, *Refusal) {
 	p := &specs.Process{
 		User: who, Args: argv, Env: in.environment(s), Cwd: "/",
 		Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
-		NoNewPrivileges: s.Exec.NoNewPrivileges, OOMScoreAdj: s.Exec.OOMScoreAdjust,
+		NoNewPrivileges: s.Exec.NoNewPrivileges,
 	}
 	for _, dir := range []string{in.Image.WorkingDir, in.Container.WorkingDir} {
 		if dir != "" {

@@ -236,10 +236,12 @@ func TestNamespaces(t *testing.T) {
 // TestCommands: the runtime runs in the foreground, hooks and probes in the
 // container, and what a runtime that was killed left is removed.
 func TestCommands(t *testing.T) {
+	score := -997
 	s, spec, refusal := contained(t, Image{Cmd: []string{"x"}, StopSignal: "SIGQUIT", WorkingDir: "/srv", Copied: true}, func(p *v1.Pod, s *service.Service) {
+		s.Exec.OOMScoreAdjust = &score
 		p.Spec.Containers[0].Lifecycle = &v1.Lifecycle{PreStop: &v1.LifecycleHandler{Sleep: &v1.SleepAction{Seconds: 2}}}
 		s.Stop = []service.Command{{Path: "sleep", Argv: []string{"sleep", "2"}, IgnoreFailure: true}}
-		s.StartPost = []service.Command{{Path: "warm", Argv: []string{"warm", "up"}}}
+		s.StartPost = []service.Command{{Path: "warm", Argv: []string{"warm", "up"}}, {Path: "GET 10.0.0.7:80/", HTTP: &service.HTTPProbe{Port: 80}}}
 		s.Liveness = &service.Probe{Exec: &service.Command{Path: "ok", Argv: []string{"ok"}}}
 		s.Exec.Mounts = []service.Mount{{Source: "/x", Target: "/etc/hosts"}, {Source: "/y", Target: "/dev/shm"}}
 	})
@@ -263,6 +265,13 @@ func TestCommands(t *testing.T) {
 	}
 	if s.Start[0].FullPrivileges || !s.StopPost[0].FullPrivileges || !s.Stop[0].FullPrivileges || !s.StopPost[0].IgnoreFailure || !s.Stop[0].IgnoreFailure {
 		t.Errorf("the commands' prefixes: %+v", s)
+	}
+	if s.StartPost[1].HTTP == nil || len(s.StartPost[1].Argv) > 0 {
+		t.Errorf("a request is made by legiond itself: %+v", s.StartPost[1])
+	}
+	// A runtime that may not lower the score would refuse to start.
+	if s.Exec.OOMScoreAdjust != &score || spec.Process.OOMScoreAdj != nil {
+		t.Errorf("the score is inherited: %v, %v", s.Exec.OOMScoreAdjust, spec.Process.OOMScoreAdj)
 	}
 	if s.Kill.Signal != 3 {
 		t.Errorf("signal %d", s.Kill.Signal)

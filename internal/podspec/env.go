@@ -40,10 +40,17 @@ func (e *environment) list() []string {
 func (c *compiler) environment(ctr *v1.Container, at string) *environment {
 	env := &environment{values: map[string]string{}}
 	env.set("HOSTNAME", c.node.Name)
+	before := map[string]string{"HOSTNAME": c.node.Name}
+	if host, port := c.node.ServerHost, c.node.ServerPort; host != "" {
+		// The service "kubernetes": by these a program in a pod finds the API.
+		for _, v := range [][2]string{{"KUBERNETES_SERVICE_HOST", host}, {"KUBERNETES_SERVICE_PORT", port}, {"KUBERNETES_SERVICE_PORT_HTTPS", port}} {
+			before[v[0]] = v[1]
+			env.set(v[0], v[1])
+		}
+	}
 	for i := range ctr.EnvFrom {
 		c.envFrom(ctr, &ctr.EnvFrom[i], fmt.Sprintf("%s.envFrom[%d]", at, i), env)
 	}
-	before := map[string]string{"HOSTNAME": c.node.Name}
 	expand := expansion.MappingFuncFor(before)
 	for i := range ctr.Env {
 		v := &ctr.Env[i]

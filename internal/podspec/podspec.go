@@ -42,6 +42,9 @@ type Node struct {
 	Name string
 	// IP is the node's address, and that of its pods: they use its network.
 	IP string
+	// ServerHost and ServerPort are where the API is, for pods that ask it;
+	// empty where that is not known.
+	ServerHost, ServerPort string
 	// Root says that the host starts processes as root unless told otherwise.
 	Root bool
 	// PodDir is where the pods' volumes lie.

@@ -15,12 +15,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
+
+	"legion.dev/legion/internal/ocispec"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write the golden files anew")
 
 var node = Node{
-	Name: "n1", IP: "10.0.0.7", Root: true, PodDir: "/pods",
+	Name: "n1", IP: "10.0.0.7", ServerHost: "10.0.0.1", ServerPort: "6443", Root: true, PodDir: "/pods",
 	Allocatable: v1.ResourceList{v1.ResourceCPU: resource.MustParse("4"), v1.ResourceMemory: resource.MustParse("8Gi")},
 }
 
@@ -74,6 +76,27 @@ func TestGolden(t *testing.T) {
 				t.Errorf("differs from %s (go test -rewrite, then look at the diff):\n%s", golden, got)
 			}
 		})
+	}
+}
+
+// TestHostPathOfAnImage: a container sees nothing of the host by itself, also
+// not what it mounts at the same place. Without a type a directory is made.
+func TestHostPathOfAnImage(t *testing.T) {
+	for class, want := range map[string]int{HostRuntime: 0, OCIRuntime: 1} {
+		pod := &v1.Pod{Spec: v1.PodSpec{
+			RuntimeClassName: &class,
+			Containers:       []v1.Container{{Name: "c", Image: "i", Command: []string{"/x"}, VolumeMounts: []v1.VolumeMount{{Name: "log", MountPath: "/var/log"}}}},
+			Volumes:          []v1.Volume{{Name: "log", VolumeSource: v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: "/var/log"}}}},
+		}}
+		n := node
+		n.OCI, n.Images = &ocispec.Runtime{Program: "/usr/sbin/runc", State: "/run/oci"}, map[string]Pulled{"i": {Image: &ocispec.Image{ID: "sha256:1"}}}
+		g, report := Compile(pod, n, nil)
+		if len(report.Blocked) > 0 {
+			t.Fatal(report.Blocked)
+		}
+		if m := g.Services[0].Exec.Mounts; len(m) != want || want == 1 && (m[0].Target != "/var/log" || m[0].Is != anything) {
+			t.Errorf("%s: %+v", class, m)
+		}
 	}
 }
 

@@ -223,9 +223,9 @@ func (c *compiler) volumes() {
 		case written != nil:
 			m.ReadOnly = true
 		case v.HostPath != nil:
-			m.Source = v.HostPath.Path
-			if v.HostPath.Type != nil {
-				m.Is = string(*v.HostPath.Type)
+			m.Source, m.Is = v.HostPath.Path, anything
+			if t := v.HostPath.Type; t != nil && *t != v1.HostPathUnset {
+				m.Is = string(*t)
 			}
 		case v.EmptyDir != nil:
 			c.emptyDir(v.EmptyDir, m, at)
@@ -236,6 +236,10 @@ func (c *compiler) volumes() {
 		c.sources[v.Name] = m
 	}
 }
+
+// anything is what a hostPath without a type leads to: nothing of it is checked,
+// and where there is nothing a directory is made, as container runtimes do.
+const anything = "OrCreate"
 
 func (c *compiler) emptyDir(e *v1.EmptyDirVolumeSource, m *service.Mount, at string) {
 	m.Is, m.Mode = "DirectoryOrCreate", 0o777
@@ -297,7 +301,7 @@ func (c *compiler) mounts(ctr *v1.Container, at string, env *environment) []serv
 			}
 			m.SubPath = value
 		}
-		if path.Clean(m.Source) == m.Target && m.SubPath == "" && m.Is == "" && !m.ReadOnly && m.Propagation == "" {
+		if !OCI(c.pod) && path.Clean(m.Source) == m.Target && m.SubPath == "" && m.Is == anything && !m.ReadOnly && m.Propagation == "" {
 			continue // it is there
 		}
 		out = append(out, m)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"legion.dev/legion/internal/bundle"
 	"legion.dev/legion/internal/sandbox"
 	"legion.dev/legion/internal/service"
 )
@@ -97,6 +98,9 @@ func LostProtections(c *service.ExecContext) []string {
 	lost := Lost(c)
 	if a := c.OOMScoreAdjust; a != nil && *a < sandbox.LeastOOM() {
 		lost = append(lost, fmt.Sprintf("OOMScoreAdjust=%d: there is no right to it here (CAP_SYS_RESOURCE)", *a))
+	}
+	if c.Container != nil {
+		lost = append(lost, bundle.Lost(c.Container)...)
 	}
 	if c.Sandbox != nil {
 		_, more := sandbox.ThisMachine().Give(c.Sandbox)

@@ -340,7 +340,8 @@ type Mount struct {
 	// host are seen) or "shared" (and the host sees those of the service).
 	Propagation string `json:"propagation,omitempty"`
 	// Is says what Source must be, in the words of a hostPath's type:
-	// "Directory", "DirectoryOrCreate" and so on; empty is anything.
+	// "Directory", "DirectoryOrCreate" and so on; empty is anything, and
+	// "OrCreate" a directory where there is nothing.
 	Is string `json:"is,omitempty"`
 	// Mode and Group are those of a directory that is made; 0 is 0755.
 	Mode  uint32  `json:"mode,omitempty"`
