@@ -1,5 +1,5 @@
 // Package bus tells which names on the system bus have an owner, for services
-// of Type=dbus.
+// of Type=dbus, and takes the bus's requests to start units.
 package bus
 
 import (
@@ -121,14 +121,11 @@ func (b *Bus) idle() bool {
 func (b *Bus) session() bool {
 	ctx, cancel := context.WithCancel(b.ctx)
 	defer cancel()
-	conn, err := dbus.Dial("unix:path="+dbus.EscapeBusAddressValue(b.socket), dbus.WithContext(ctx), dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
+	conn, err := connectTo(ctx, b.socket)
 	if err != nil {
 		return false
 	}
 	defer conn.Close()
-	if conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))}) != nil || conn.Hello() != nil {
-		return false
-	}
 	signals := make(chan *dbus.Signal, 16)
 	conn.Signal(signals)
 	matched := map[string]bool{}
@@ -147,6 +144,22 @@ func (b *Bus) session() bool {
 			b.signal(s)
 		}
 	}
+}
+
+// connectTo makes a connection that ends with ctx.
+func connectTo(ctx context.Context, socket string) (*dbus.Conn, error) {
+	conn, err := dbus.Dial("unix:path="+dbus.EscapeBusAddressValue(socket), dbus.WithContext(ctx), dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
+	if err != nil {
+		return nil, err
+	}
+	if err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))}); err == nil {
+		err = conn.Hello()
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
 // serve brings what is watched on the connection to what is asked for. It is

@@ -24,7 +24,13 @@ func startBus(t *testing.T, socket string) (stop func()) {
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "--config-file="+conf, "--nofork", "--nopidfile", "--nosyslog", "--print-address=1")
+	return runBus(t, program, "--config-file="+conf)
+}
+
+// runBus runs the program until it listens.
+func runBus(t *testing.T, program string, args ...string) (stop func()) {
+	t.Helper()
+	cmd := exec.Command(program, append(args, "--nofork", "--nopidfile", "--nosyslog", "--print-address=1")...)
 	said, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

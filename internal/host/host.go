@@ -199,6 +199,8 @@ func (h *Host) Run(ctx context.Context) error {
 			h.pathChanged(c)
 		case c := <-h.o.Names.Changes():
 			h.named(c)
+		case a := <-h.o.Names.Activations():
+			h.activated(a)
 		case l := <-h.o.Syslog.Lines():
 			h.said(l)
 		case <-lazy.C:

@@ -459,6 +459,7 @@ func (h *Host) flush() {
 			h.judge(g)
 			h.follow(g)
 			h.noticed(g)
+			h.serveBus(g)
 			if h.groups[name] != g {
 				continue
 			}

@@ -154,29 +154,33 @@ func resolve(server, name string, want [4]byte) func(*testing.T, *machine) error
 }
 
 // busCall calls a method on the system bus that takes nothing and returns a
-// text, which must contain want.
+// text, which must contain want. It has nobody started for it.
 func busCall(name, path, method, want string) func(*testing.T, *machine) error {
 	return func(t *testing.T, m *machine) error {
-		return m.talk("unix", "/run/dbus/system_bus_socket", func(c net.Conn) error {
-			conn, err := dbus.NewConn(c)
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
-			if err := conn.Auth([]dbus.Auth{dbus.AuthExternal("0")}); err != nil {
-				return err
-			}
-			if err := conn.Hello(); err != nil {
-				return err
-			}
-			var got string
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			defer cancel()
-			err = conn.Object(name, dbus.ObjectPath(path)).CallWithContext(ctx, method, dbus.FlagNoAutoStart).Store(&got)
-			if err == nil && !strings.Contains(got, want) {
-				err = fmt.Errorf("%s says %q, which has no %q", method, got, want)
-			}
-			return err
-		})
+		return m.busCall(t, name, path, method, want, dbus.FlagNoAutoStart)
 	}
+}
+
+func (m *machine) busCall(t *testing.T, name, path, method, want string, flags dbus.Flags) error {
+	return m.talk("unix", "/run/dbus/system_bus_socket", func(c net.Conn) error {
+		conn, err := dbus.NewConn(c)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if err := conn.Auth([]dbus.Auth{dbus.AuthExternal("0")}); err != nil {
+			return err
+		}
+		if err := conn.Hello(); err != nil {
+			return err
+		}
+		var got string
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		err = conn.Object(name, dbus.ObjectPath(path)).CallWithContext(ctx, method, flags).Store(&got)
+		if err == nil && !strings.Contains(got, want) {
+			err = fmt.Errorf("%s says %q, which has no %q", method, got, want)
+		}
+		return err
+	})
 }

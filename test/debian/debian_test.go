@@ -82,6 +82,9 @@ func TestDebian(t *testing.T) {
 		for _, d := range members {
 			t.Run(strings.TrimSuffix(d.unit, ".service"), func(t *testing.T) { m.live(t, d) })
 		}
+		if slices.ContainsFunc(members, func(d daemon) bool { return d.unit == "avahi-daemon.service" }) {
+			t.Run("bus activation", m.busActivation)
+		}
 	}
 	t.Run("user", func(t *testing.T) {
 		u := m.asUser(t)

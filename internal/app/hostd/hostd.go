@@ -200,6 +200,11 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	defer paths.Close()
 	names := bus.New(bus.DefaultSocket)
 	defer names.Close()
+	var activator *bus.Activator
+	if o.StandIn || os.Getpid() == 1 {
+		activator = bus.NewActivator(bus.DefaultSocket, log)
+		defer activator.Close()
+	}
 
 	if o.generate && os.Getpid() == 1 && before == nil {
 		temporaryFiles(procs, log)
@@ -209,7 +214,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		made = &generators{from: generatorPath, to: "/run/systemd", procs: procs, log: log}
 	}
 	h := host.New(host.Options{
-		Sockets: listening{sockets}, Paths: newPaths(paths), Names: newNames(names), Syslog: sayings.port(), Clock: watched, Seed: seed(),
+		Sockets: listening{sockets}, Paths: newPaths(paths), Names: newNames(names, activator), Syslog: sayings.port(), Clock: watched, Seed: seed(),
 		Processes: newProcesses(procs), Cgroups: tracker{tree}, Logs: logs, Notes: newMessages(notes),
 		Probes: prober{procs, logs, &sync.Map{}}, Units: units{o.Units, o.Boot, o.Initd, made, log, &sync.Map{}}, Store: st, Saved: saved, Events: events.add, Log: log,
 		Version: app.Version, BootID: bootID, StateDir: filepath.Join(o.Dir, "state"), BootAll: o.Boot == "all", Problems: problems,

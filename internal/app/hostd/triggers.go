@@ -45,20 +45,38 @@ func (p paths) Forget(name string)                          { p.w.Forget(name) }
 
 func (p paths) Changes() <-chan host.PathChange { return p.changes }
 
-// names is package bus as the loop wants it.
+// names is package bus as the loop wants it; the activator is nil where legiond
+// does not stand in for systemd.
 type names struct {
 	*bus.Bus
-	changes chan host.NameChange
+	*bus.Activator
+	changes     chan host.NameChange
+	activations chan host.Activation
 }
 
-func newNames(b *bus.Bus) names {
-	n := names{b, make(chan host.NameChange)}
+func newNames(b *bus.Bus, a *bus.Activator) names {
+	n := names{b, a, make(chan host.NameChange), make(chan host.Activation)}
 	go func() {
 		for c := range b.Changes() {
 			n.changes <- host.NameChange(c)
 		}
 	}()
+	if a != nil {
+		go func() {
+			for x := range a.Activations() {
+				n.activations <- host.Activation{Unit: x.Unit, Fail: x.Fail}
+			}
+		}()
+	}
 	return n
 }
+
+func (n names) Serve(up bool) {
+	if n.Activator != nil {
+		n.Activator.Serve(up)
+	}
+}
+
+func (n names) Activations() <-chan host.Activation { return n.activations }
 
 func (n names) Changes() <-chan host.NameChange { return n.changes }
