@@ -14,16 +14,19 @@ import (
 // one of the more specific directory wins, then that of the first path; a link
 // to /dev/null takes the name away (systemd.unit(5)).
 func (l *loader) dropins(name string) []string {
+	if len(l.dropped) == 0 {
+		return nil
+	}
 	byName := map[string]string{}
 	for _, d := range dropinDirs(name) {
-		for _, dir := range l.paths {
-			entries, err := os.ReadDir(filepath.Join(dir, d))
+		for _, dir := range l.dropped[d] {
+			entries, err := os.ReadDir(dir)
 			if err != nil {
-				continue // there is none, which is the common case
+				continue // no directory
 			}
 			for _, e := range entries {
 				if _, taken := byName[e.Name()]; !taken && strings.HasSuffix(e.Name(), ".conf") {
-					byName[e.Name()] = filepath.Join(dir, d, e.Name())
+					byName[e.Name()] = filepath.Join(dir, e.Name())
 				}
 			}
 		}

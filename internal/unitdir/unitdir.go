@@ -9,9 +9,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sort"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"legion.dev/legion/internal/service"
 	"legion.dev/legion/internal/unitfile"
@@ -39,9 +42,7 @@ func Load(paths []string, opts Options) (groups []service.Group, problems []serv
 	l := newLoader(paths, opts)
 	l.scan()
 	l.scripts()
-	for _, name := range l.names() {
-		l.load(name)
-	}
+	l.loadAll(l.names())
 	l.pull()
 	l.boot()
 	for _, g := range l.groups {
@@ -91,6 +92,8 @@ type loader struct {
 	groups   map[string]*service.Group
 	tried    map[string]bool
 	problems []service.Warning
+	// dropped are the directories of drop-ins by name, in the order of paths.
+	dropped map[string][]string
 }
 
 func newLoader(paths []string, opts Options) *loader {
@@ -101,7 +104,7 @@ func newLoader(paths []string, opts Options) *loader {
 		paths: distinct(paths), opts: opts,
 		files: map[string]string{}, aliases: map[string]string{}, masked: map[string]bool{},
 		wants: map[string][]string{}, requires: map[string][]string{},
-		groups: map[string]*service.Group{}, tried: map[string]bool{},
+		groups: map[string]*service.Group{}, tried: map[string]bool{}, dropped: map[string][]string{},
 	}
 }
 
@@ -147,6 +150,8 @@ func (l *loader) scan() {
 			switch {
 			case suffix == ".wants" || suffix == ".requires":
 				l.links(dir, name, suffix)
+			case suffix == ".d":
+				l.dropped[name] = append(l.dropped[name], filepath.Join(dir, name))
 			case !unitfile.ValidName(name, unitfile.AnyName) || l.seen(name):
 			case slices.Contains(loaded, suffix):
 				l.file(dir, name, e)
@@ -237,30 +242,65 @@ func (l *loader) fragment(name string) string {
 
 // load compiles a unit, once.
 func (l *loader) load(name string) {
-	if l.tried[name] {
-		return
+	if !l.tried[name] {
+		l.keep(name, l.compile(name))
 	}
+}
+
+// loadAll compiles units on all processors that legiond uses.
+func (l *loader) loadAll(names []string) {
+	made := make([]compiled, len(names))
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		all.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(names)); i = next.Add(1) - 1 {
+				made[i] = l.compile(names[i])
+			}
+		})
+	}
+	all.Wait()
+	for i, name := range names {
+		l.keep(name, made[i])
+	}
+}
+
+// compiled is what has become of one unit: nil for none.
+type compiled struct {
+	group    *service.Group
+	problems []service.Warning
+}
+
+func (l *loader) keep(name string, c compiled) {
 	l.tried[name] = true
+	l.problems = append(l.problems, c.problems...)
+	if c.group != nil {
+		l.groups[name] = c.group
+	}
+}
+
+// compile reads a unit's files; the loader stays as it is.
+func (l *loader) compile(name string) (c compiled) {
 	path := l.fragment(name)
 	if path == "" {
-		return
+		return c
 	}
-	main, ok := l.read(path)
+	main, ok := c.read(l, path)
 	if !ok {
-		return
+		return c
 	}
 	var dropins []*unitfile.File
 	for _, p := range l.dropins(name) {
 		// A broken drop-in is said and left out, as systemd does: the unit
 		// without it is nearer to what is wanted than no unit.
-		if f, ok := l.read(p); ok {
+		if f, ok := c.read(l, p); ok {
 			dropins = append(dropins, f)
 		}
 	}
 	g, err := unitfile.Compile(name, main, dropins, l.opts.Options)
 	if err != nil {
-		l.failed(path, err)
-		return
+		c.failed(path, err)
+		return c
 	}
 	if l.made[path] != "" {
 		g.Source.Kind = service.FromInitd
@@ -275,7 +315,8 @@ func (l *loader) load(name string) {
 		g.Deps.WantedBy = l.linked(l.wants, g.Deps.WantedBy, name)
 		g.Deps.RequiredBy = l.linked(l.requires, g.Deps.RequiredBy, name)
 	}
-	l.groups[name] = &g
+	c.group = &g
+	return c
 }
 
 // linked keeps the targets that have a link to the unit.
@@ -283,30 +324,30 @@ func (l *loader) linked(links map[string][]string, by []string, name string) []s
 	return slices.DeleteFunc(by, func(target string) bool { return !slices.Contains(links[target], name) })
 }
 
-func (l *loader) read(path string) (*unitfile.File, bool) {
+func (c *compiled) read(l *loader, path string) (*unitfile.File, bool) {
 	data, err := []byte(l.made[path]), error(nil)
 	if l.made[path] == "" {
 		data, err = os.ReadFile(path)
 	}
 	if err != nil {
-		l.problem(path, 0, "cannot read the unit file: %v", cause(err))
+		c.problems = append(c.problems, service.Warning{File: path, Text: fmt.Sprintf("cannot read the unit file: %v", cause(err))})
 		return nil, false
 	}
 	f, err := unitfile.Parse(path, data)
 	if err != nil {
-		l.failed(path, err)
+		c.failed(path, err)
 		return nil, false
 	}
 	return f, true
 }
 
-func (l *loader) failed(path string, err error) {
+func (c *compiled) failed(path string, err error) {
+	w := service.Warning{File: path, Text: err.Error()}
 	var e *unitfile.Error
 	if errors.As(err, &e) {
-		l.problem(e.File, e.Line, "%s", e.Text)
-		return
+		w = service.Warning{File: e.File, Line: e.Line, Text: e.Text}
 	}
-	l.problem(path, 0, "%v", err)
+	c.problems = append(c.problems, w)
 }
 
 // cause leaves the path out of a file error, where it is said anyway.
@@ -334,6 +375,9 @@ func systemdOwn(name string) bool {
 	if strings.HasPrefix(name, "systemd-") {
 		return true
 	}
-	template, err := unitfile.TemplateOf(name)
-	return slices.Contains(ownParts, name) || err == nil && slices.Contains(ownParts, template)
+	if slices.Contains(ownParts, name) {
+		return true
+	}
+	prefix, _, at := strings.Cut(name, "@")
+	return at && slices.Contains(ownParts, prefix+"@"+filepath.Ext(name))
 }

@@ -259,3 +259,21 @@ func TestScriptsBecomeUnits(t *testing.T) {
 		t.Errorf("Find: %+v, %v", g, err)
 	}
 }
+
+// BenchmarkLoad is the cost of one unit of a thousand.
+func BenchmarkLoad(b *testing.B) {
+	dir := b.TempDir()
+	const n = 1000
+	for i := range n {
+		text := fmt.Sprintf("[Unit]\nDescription=unit %d\nAfter=network.target\n[Service]\nExecStart=/usr/bin/daemon --number %d\nRestart=always\n[Install]\nWantedBy=multi-user.target\n", i, i)
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("unit%d.service", i)), []byte(text), 0o644); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if groups, problems := Load([]string{dir}, Options{Options: unitfile.Options{Root: true}, Enabled: true}); len(groups) < n || len(problems) > 0 {
+			b.Fatal(len(groups), problems)
+		}
+	}
+}
