@@ -211,15 +211,15 @@ func (t *Tree) Create(path string) (string, error) {
 	if dir == "" {
 		return "", fmt.Errorf("cannot make cgroup %q: not a relative path", path)
 	}
-	exists := t.exists(path)
-	if exists && t.isClean(path) {
+	if t.isClean(path) && t.exists(path) {
 		return dir, nil
 	}
-	if exists && !populated(dir) && !t.watch.below(path) {
-		// Where it fails, somebody has just come into it: it is in use.
-		exists = t.Remove(path) != nil
+	made, err := makeDir(dir)
+	if err == nil && !made && !populated(dir) && !t.watch.below(path) && t.Remove(path) == nil {
+		// Where that fails, somebody has just come into it: it is in use.
+		made, err = makeDir(dir)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err != nil {
 		return "", fmt.Errorf("cannot make cgroup: %w", err)
 	}
 	if err := t.watch.add(path, dir); err != nil {
@@ -234,10 +234,28 @@ func (t *Tree) Create(path string) (string, error) {
 		}
 		t.ids[st.Ino] = path
 	}
-	if !exists {
+	if made {
 		t.clean[path] = true
 	}
 	return dir, nil
+}
+
+// makeDir makes a directory, and those that it is in; made says that it was not
+// there.
+func makeDir(dir string) (made bool, err error) {
+	err = unix.Mkdir(dir, 0o755)
+	if errors.Is(err, unix.ENOENT) {
+		if err = os.MkdirAll(filepath.Dir(dir), 0o755); err == nil {
+			err = unix.Mkdir(dir, 0o755)
+		}
+	}
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, unix.EEXIST):
+		return false, nil
+	}
+	return false, &os.PathError{Op: "mkdir", Path: dir, Err: err}
 }
 
 // ByID finds the path whose cgroup has, or lately had, the inode.

@@ -26,8 +26,7 @@ const maxOut = 128 << 10
 type stream struct {
 	log  *log
 	name string // "stdout", "stderr"
-	path string
-	fd   int // -1 when closed
+	fd   int    // -1 when closed
 }
 
 // collect is the goroutine that reads every FIFO of the host. It is told of each

@@ -77,7 +77,7 @@ func (j *Journal) load(group, service string) (*log, error) {
 	if err := errors.Join(checkName(group), checkName(service)); err != nil {
 		return nil, err
 	}
-	l := &log{key: key{group, service}, dir: j.Dir(group, service), followers: make(map[chan struct{}]bool), ended: true}
+	l := &log{key: key{group, service}, dir: j.Dir(group, service), ended: true}
 	for i, name := range []string{"stdout", "stderr"} {
 		l.streams[i] = stream{log: l, name: name, fd: -1}
 	}
@@ -85,6 +85,7 @@ func (j *Journal) load(group, service string) (*log, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("cannot read the log of %s: %w", l.title(), err)
 	}
+	known := err == nil
 	for _, e := range entries {
 		if name, ok := strings.CutSuffix(e.Name(), ".log"); ok {
 			if n, err := strconv.Atoi(name); err == nil && n > 0 {
@@ -96,10 +97,12 @@ func (j *Journal) load(group, service string) (*log, error) {
 	if len(l.seqs) == 0 {
 		l.seqs = []int{1}
 	}
-	if l.size, err = wholeLines(l.path(l.last())); err != nil {
-		return nil, fmt.Errorf("cannot read the log of %s: %w", l.title(), err)
+	if known {
+		if l.size, err = wholeLines(l.path(l.last())); err != nil {
+			return nil, fmt.Errorf("cannot read the log of %s: %w", l.title(), err)
+		}
+		l.marks = readMarks(l.dir)
 	}
-	l.marks = readMarks(l.dir)
 	j.logs[l.key] = l
 	return l, nil
 }

@@ -148,16 +148,17 @@ func (j *Journal) Attach(group, service string, run uint64) (stdout, stderr stri
 		j.endRun(l)
 	}
 	dir := filepath.Join(j.o.RunDir, group)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", "", fmt.Errorf("cannot keep the log of %s: %w", l.title(), err)
+	paths := [2]string{dir + "/" + service + ".stdout", dir + "/" + service + ".stderr"}
+	if !l.attached {
+		if err := makeDir(dir); err != nil {
+			return "", "", fmt.Errorf("cannot keep the log of %s: %w", l.title(), err)
+		}
 	}
 	for i := range l.streams {
-		s := &l.streams[i]
-		s.path = filepath.Join(dir, service+"."+s.name)
-		if s.fd >= 0 {
+		if l.streams[i].fd >= 0 {
 			continue
 		}
-		if err := j.openFIFO(s); err != nil {
+		if err := j.openFIFO(&l.streams[i], paths[i]); err != nil {
 			return "", "", fmt.Errorf("cannot keep the log of %s: %w", l.title(), err)
 		}
 	}
@@ -166,7 +167,20 @@ func (j *Journal) Attach(group, service string, run uint64) (stdout, stderr stri
 		j.mark(l, run)
 	}
 	l.tell()
-	return l.streams[0].path, l.streams[1].path, nil
+	return paths[0], paths[1], nil
+}
+
+// makeDir is os.MkdirAll where as a rule only the last two are to be made.
+func makeDir(dir string) error {
+	err := unix.Mkdir(dir, 0o755)
+	if errors.Is(err, unix.ENOENT) {
+		_ = unix.Mkdir(filepath.Dir(dir), 0o755)
+		err = unix.Mkdir(dir, 0o755)
+	}
+	if err != nil {
+		return os.MkdirAll(dir, 0o755)
+	}
+	return nil
 }
 
 // maxRoomy is how many FIFOs get more room than the kernel's 64 KiB.
@@ -174,18 +188,22 @@ const maxRoomy = 64
 
 // openFIFO opens for writing as well, so that a FIFO without writer is not at
 // its end; and not blocking, which is of this open file alone.
-func (j *Journal) openFIFO(s *stream) error {
-	if st, err := os.Lstat(s.path); err == nil && st.Mode()&os.ModeNamedPipe == 0 {
-		if err := os.Remove(s.path); err != nil {
-			return err
+func (j *Journal) openFIFO(s *stream, path string) error {
+	err := unix.Mkfifo(path, 0o600)
+	if errors.Is(err, unix.EEXIST) {
+		var st unix.Stat_t
+		if err = unix.Lstat(path, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFIFO {
+			if err = os.Remove(path); err == nil {
+				err = unix.Mkfifo(path, 0o600)
+			}
 		}
 	}
-	if err := unix.Mkfifo(s.path, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("make FIFO %s: %w", s.path, err)
-	}
-	fd, err := unix.Open(s.path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open FIFO %s: %w", s.path, err)
+		return fmt.Errorf("make FIFO %s: %w", path, err)
+	}
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open FIFO %s: %w", path, err)
 	}
 	// Room for what services write while legiond is not there. The kernel
 	// counts the room of all pipes of a user, so many services get less each.

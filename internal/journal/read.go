@@ -192,6 +192,9 @@ func (j *Journal) reader(group, service string, q Query) (*reader, error) {
 			return nil, fmt.Errorf("cannot read the log of %s: %w", l.title(), err)
 		}
 	}
+	if l.followers == nil {
+		l.followers = make(map[chan struct{}]bool)
+	}
 	l.followers[r.woken] = true
 	return r, nil
 }

@@ -2,11 +2,14 @@ package journal
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // position is a place in a service's files.
@@ -59,23 +62,40 @@ func (j *Journal) mark(l *log, run uint64) {
 // place gives a mark its position and writes it to the file "runs".
 func (j *Journal) place(l *log, m *mark) error {
 	m.position = position{l.last(), l.size}
-	if err := os.MkdirAll(l.dir, 0o755); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(filepath.Join(l.dir, "runs"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(m.line())
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err != nil {
+	if err := appendTo(l.dir, "runs", m.line()); err != nil {
 		return err
 	}
 	l.marks = append(l.marks, *m)
 	if len(l.marks) > maxMarks {
 		j.pruneMarks(l)
+	}
+	return nil
+}
+
+// appendTo adds a line to a file of a directory, both of which it makes where
+// they are not there. Each start does so.
+func appendTo(dir, name, line string) error {
+	path := dir + "/" + name
+	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_CREAT | unix.O_CLOEXEC
+	fd, err := unix.Open(path, flags, 0o640)
+	if errors.Is(err, unix.ENOENT) {
+		if err := makeDir(dir); err != nil {
+			return err
+		}
+		fd, err = unix.Open(path, flags, 0o640)
+	}
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	n, err := unix.Write(fd, []byte(line))
+	if e := unix.Close(fd); err == nil {
+		err = e
+	}
+	if err == nil && n < len(line) {
+		err = unix.ENOSPC
+	}
+	if err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
 	}
 	return nil
 }

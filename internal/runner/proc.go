@@ -29,7 +29,7 @@ type statFields struct {
 }
 
 func stat(pid int) (statFields, error) {
-	data, err := os.ReadFile(procDir(pid) + "/stat")
+	data, err := readSmall(procDir(pid) + "/stat")
 	if err != nil {
 		return statFields{}, err
 	}
@@ -54,6 +54,21 @@ func stat(pid int) (statFields, error) {
 		}
 	}
 	return s, nil
+}
+
+// readSmall reads what the kernel gives in one piece, as each start does.
+func readSmall(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 1024)
+	n, err := unix.Read(fd, buf)
+	if err != nil {
+		return nil, &os.PathError{Op: "read", Path: path, Err: err}
+	}
+	return buf[:n], nil
 }
 
 func procDir(pid int) string { return "/proc/" + strconv.Itoa(pid) }
