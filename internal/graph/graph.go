@@ -15,9 +15,12 @@ import (
 
 // Graph is a set of groups and what they say of each other. It does not change.
 type Graph struct {
+	// groups are the definitions; nil once the graph is made.
 	groups map[string]*service.Group
-	alias  map[string]string
-	names  []string // sorted
+	// known are the groups that there are, with those of Requisite=.
+	known map[string][]string
+	alias map[string]string
+	names []string // sorted
 
 	// after[a] are the groups that start before a and stop after it.
 	after map[string][]edge
@@ -51,19 +54,20 @@ type dependent struct {
 // harm nobody outside of the circle.
 func New(groups []service.Group) (*Graph, []service.Warning) {
 	g := &Graph{
-		groups: map[string]*service.Group{}, alias: map[string]string{},
+		groups: map[string]*service.Group{}, known: map[string][]string{}, alias: map[string]string{},
 		after: map[string][]edge{}, wants: map[string][]string{}, requires: map[string][]string{},
 		reloads: map[string][]string{}, users: map[string][]string{},
 		needed: map[string][]dependent{}, conflicts: map[string][]string{}, circle: map[string]*circle{},
 	}
 	for i := range groups {
 		g.groups[groups[i].Name] = &groups[i]
+		g.known[groups[i].Name] = groups[i].Deps.Requisite
 		g.names = append(g.names, groups[i].Name)
 	}
 	sort.Strings(g.names)
 	for _, name := range g.names {
 		for _, a := range g.groups[name].Deps.Aliases {
-			if _, taken := g.alias[a]; !taken && g.groups[a] == nil {
+			if _, taken := g.alias[a]; !taken && !g.exists(a) {
 				g.alias[a] = name
 			}
 		}
@@ -82,12 +86,19 @@ func New(groups []service.Group) (*Graph, []service.Warning) {
 	for _, name := range g.names {
 		g.order(name)
 	}
-	return g, g.findCircles()
+	problems := g.findCircles()
+	g.groups = nil
+	return g, problems
+}
+
+func (g *Graph) exists(name string) bool {
+	_, ok := g.known[name]
+	return ok
 }
 
 // Resolve gives the name of the group that is meant by a name or an alias.
 func (g *Graph) Resolve(name string) (string, bool) {
-	if g.groups[name] != nil {
+	if g.exists(name) {
 		return name, true
 	}
 	to, ok := g.alias[name]

@@ -66,7 +66,7 @@ func (g *Graph) plan(name string, kind Kind, active func(string) bool) (Plan, er
 	if err := p.add(to, kind, "request"); err != nil {
 		return nil, err
 	}
-	if err := p.consistent(); err != nil {
+	if err := p.consistent(0); err != nil {
 		return nil, err
 	}
 	return p.sorted(), nil
@@ -127,14 +127,14 @@ func (p *planner) needs(name string) error {
 			}
 		}
 	}
-	for _, n := range g.groups[name].Deps.Requisite {
+	for _, n := range g.known[name] {
 		to, ok := g.Resolve(n)
 		if !ok || !p.active(to) && p.steps[to] == nil {
 			return fmt.Errorf("cannot start %s: it needs %s to be active already (Requisite=)", name, n)
 		}
 	}
 	for _, to := range g.requires[name] {
-		if g.groups[to] == nil {
+		if !g.exists(to) {
 			return fmt.Errorf("cannot start %s: it requires %s, which does not exist", name, to)
 		}
 		if g.inOneCircle(name, to) {
@@ -160,7 +160,7 @@ func (p *planner) try(name, reason string) {
 	mark := len(p.made)
 	err := p.add(name, Start, reason)
 	if err == nil {
-		err = p.consistent()
+		err = p.consistent(mark)
 	}
 	if err == nil {
 		return
@@ -172,9 +172,13 @@ func (p *planner) try(name, reason string) {
 }
 
 // consistent makes sure that nothing starts whose requirement the same plan
-// stops.
-func (p *planner) consistent() error {
-	for _, name := range p.made {
+// stops. What was made before from is known to be so, but for what is stopped
+// since.
+func (p *planner) consistent(from int) error {
+	if slices.ContainsFunc(p.made[from:], func(n string) bool { return p.steps[n].Kind == Stop }) {
+		from = 0
+	}
+	for _, name := range p.made[from:] {
 		if p.steps[name].Kind == Stop {
 			continue
 		}

@@ -345,13 +345,16 @@ func (h *Host) lost(u *unit, t machine.Transition) {
 	if t.To != service.Dead && t.To != service.Failed {
 		return
 	}
-	for _, o := range h.groups {
-		if o != u.g && !o.idle() && h.stopsWith(o, u.g) && (o.job == nil || o.job.kind != stopJob) {
-			j := &job{kind: stopJob, spread: true, by: fmt.Sprintf("it stops with %s, which has ended", u.g.spec.Name)}
-			h.install(o, j, nil)
+	for _, name := range h.relations().Dependents(u.g.spec.Name) {
+		o := h.groups[name]
+		if o == nil || o == u.g || o.idle() || o.job != nil && o.job.kind == stopJob {
 			continue
 		}
-		if o != u.g && !o.idle() && h.names(o.spec.Deps.BindsTo, u.g) && (o.job == nil || o.job.kind != stopJob) {
+		switch {
+		case h.stopsWith(o, u.g):
+			j := &job{kind: stopJob, spread: true, by: fmt.Sprintf("it stops with %s, which has ended", u.g.spec.Name)}
+			h.install(o, j, nil)
+		case h.names(o.spec.Deps.BindsTo, u.g):
 			o.awaits(u.g)
 			j := &job{kind: stopJob, spread: true, by: fmt.Sprintf("it is bound to %s, which has ended", u.g.spec.Name)}
 			h.install(o, j, nil)

@@ -461,6 +461,7 @@ func (h *Host) redefine(units []service.Group, problems []service.Warning) hosta
 			res.Removed = append(res.Removed, g.spec.Name)
 		}
 	}
+	h.graph = nil // where somebody has asked for it before all was read
 	res.Errors = slices.Concat(problems, h.relations().problems)
 	return res
 }
