@@ -6,7 +6,7 @@
 // are synced to the disk before the call returns. Runs matter to the same boot
 // of the machine, where the page cache survives legiond; they are not waited
 // for, and are synced in the background so that run numbers keep growing over
-// a power cut.
+// a power cut. They are lines of one file (runs.go).
 package store
 
 import (
@@ -19,7 +19,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,8 +49,7 @@ type Store struct {
 	dir  string
 	lock *os.File
 
-	mu    sync.Mutex
-	dirty map[string]struct{}
+	runs *runs
 }
 
 // Open takes the directory for this process. It fails if another has it.
@@ -75,7 +73,12 @@ func Open(dir string) (*Store, error) {
 	if err := lock.Truncate(0); err == nil {
 		_, _ = fmt.Fprintf(lock, "%d\n", os.Getpid())
 	}
-	return &Store{dir: dir, lock: lock, dirty: map[string]struct{}{}}, nil
+	r, err := openRuns(filepath.Join(dir, string(Runs)))
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("cannot open the state of the runs: %w", err)
+	}
+	return &Store{dir: dir, lock: lock, runs: r}, nil
 }
 
 // take locks the file. A legiond that was killed just then may leave children
@@ -102,7 +105,7 @@ func holder(lock *os.File) int {
 // Close gives the directory up, with everything on the disk.
 func (s *Store) Close() error {
 	err := s.Sync()
-	return errors.Join(err, s.lock.Close())
+	return errors.Join(err, s.runs.file.Close(), s.lock.Close())
 }
 
 func (s *Store) path(k Kind, name string) string {
@@ -117,23 +120,22 @@ func (s *Store) Save(k Kind, name string, v any) error {
 		return fmt.Errorf("cannot write the state of %s: %w", name, err)
 	}
 	path := s.path(k, name)
-	if err := write(path, data, k != Runs); err != nil {
+	if k == Runs {
+		err = s.runs.add(name, data)
+	} else {
+		err = write(path, data)
+	}
+	if err != nil {
 		return fmt.Errorf("cannot write the state of %s: %w", name, err)
 	}
 	if k == Runs {
-		s.mu.Lock()
-		s.dirty[path] = struct{}{}
-		s.mu.Unlock()
 		return nil
 	}
 	return syncPath(filepath.Dir(path))
 }
 
-func write(path string, data []byte, sync bool) error {
+func write(path string, data []byte) error {
 	temp := path + ".new"
-	if !sync {
-		return replace(path, temp, data)
-	}
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
@@ -148,34 +150,6 @@ func write(path string, data []byte, sync bool) error {
 	return os.Rename(temp, path)
 }
 
-// replace is write for what happens at each step of a service's life: with no
-// more system calls than there must be.
-func replace(path, temp string, data []byte) error {
-	fd, err := unix.Open(temp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: temp, Err: err}
-	}
-	for len(data) > 0 && err == nil {
-		var n int
-		n, err = unix.Write(fd, data)
-		if errors.Is(err, unix.EINTR) {
-			err = nil
-		}
-		data = data[max(n, 0):]
-	}
-	if e := unix.Close(fd); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = unix.Rename(temp, path)
-	}
-	if err != nil {
-		_ = os.Remove(temp)
-		return &os.PathError{Op: "write", Path: path, Err: err}
-	}
-	return nil
-}
-
 func syncPath(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -185,31 +159,18 @@ func syncPath(path string) error {
 }
 
 // Sync puts the runs saved since the last call on the disk.
-func (s *Store) Sync() error {
-	s.mu.Lock()
-	dirty := s.dirty
-	s.dirty = map[string]struct{}{}
-	s.mu.Unlock()
-	if len(dirty) == 0 {
-		return nil
-	}
-	var errs []error
-	for path := range dirty {
-		if err := syncPath(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(append(errs, syncPath(filepath.Join(s.dir, string(Runs))))...)
-}
+func (s *Store) Sync() error { return s.runs.sync() }
 
 // Delete forgets the state of the kind under the name.
 func (s *Store) Delete(k Kind, name string) error {
 	path := s.path(k, name)
 	err := os.Remove(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case k == Runs: // a file of theirs is an earlier legiond's
+		err = s.runs.add(name, nil)
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
-	}
-	if err == nil && k != Runs {
+	case err == nil:
 		err = syncPath(filepath.Dir(path))
 	}
 	if err != nil {
@@ -248,6 +209,9 @@ func Load[T any](s *Store, k Kind) (map[string]T, []service.Warning) {
 			continue
 		}
 		all[name] = v
+	}
+	if k == Runs {
+		problems = append(problems, loadRuns(s, all)...)
 	}
 	return all, problems
 }
