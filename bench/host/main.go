@@ -59,6 +59,7 @@ func run(bin, only, sizes string, kills int, idle time.Duration) error {
 	}
 	fmt.Println("| supervisor | services | processes | all running after | CPU until then | RSS | PSS | CPU idle | kill → exec median | p90 | max | n |")
 	fmt.Println("| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
+	var apis []string // rows of requests
 	for _, s := range supervisors(bin) {
 		if only != "" && s.name != only {
 			continue
@@ -73,12 +74,20 @@ func run(bin, only, sizes string, kills int, idle time.Duration) error {
 				k = min(kills, 10)
 			}
 			sub := filepath.Join(dir, fmt.Sprintf("%s-%d", s.name, n))
-			row, err := measure(s, sub, n, k, idle)
+			row, api, err := measure(s, sub, n, k, idle)
 			if err != nil {
 				return fmt.Errorf("%s with %d services: %w", s.name, n, err)
 			}
 			fmt.Println(row)
+			if api != "" {
+				apis = append(apis, api)
+			}
 		}
+	}
+	if len(apis) > 0 {
+		fmt.Println("\n| services | reload median | max | list median | max | n |")
+		fmt.Println("| --: | --: | --: | --: | --: | --: |")
+		fmt.Println(strings.Join(apis, "\n"))
 	}
 	return nil
 }

@@ -20,28 +20,29 @@ import (
 // daemontools hold a service back that has run for less than a second.
 const upFor = 1100 * time.Millisecond
 
-// measure starts a supervisor with n services, watches it, and ends it.
-func measure(s *supervisor, dir string, n, kills int, idle time.Duration) (string, error) {
+// measure starts a supervisor with n services, watches it, and ends it. api is
+// what legiond's requests took.
+func measure(s *supervisor, dir string, n, kills int, idle time.Duration) (row, api string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
+		return "", "", err
 	}
 	daemon := filepath.Join(dir, "daemon")
 	if err := copyFile(daemon, "/bin/sh"); err != nil {
-		return "", err
+		return "", "", err
 	}
 	if err := file(0o644, script(dir), dir, "wait"); err != nil {
-		return "", err
+		return "", "", err
 	}
 	if err := unix.Mkfifo(filepath.Join(dir, "never"), 0o600); err != nil {
-		return "", err
+		return "", "", err
 	}
 	argv, err := s.write(dir, daemon, n)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	out, err := os.Create(filepath.Join(dir, "output"))
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	defer out.Close()
 	cmd := exec.Command(argv[0], argv[1:]...)
@@ -50,14 +51,14 @@ func measure(s *supervisor, dir string, n, kills int, idle time.Duration) (strin
 	c := counter{file: daemon, there: map[int]bool{}, others: tasks()}
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {
-		return "", err
+		return "", "", err
 	}
 	defer killAll()
 	deadline := begin.Add(3 * time.Minute)
 	for !c.reaches(n) || len(daemons(daemon)) < n {
 		if time.Now().After(deadline) {
 			said, _ := os.ReadFile(out.Name())
-			return "", fmt.Errorf("only %d of %d services run; it said: %.500s", len(daemons(daemon)), n, said)
+			return "", "", fmt.Errorf("only %d of %d services run; it said: %.500s", len(daemons(daemon)), n, said)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -69,16 +70,21 @@ func measure(s *supervisor, dir string, n, kills int, idle time.Duration) (strin
 	after := usage(daemon)
 	latencies, err := killAndWait(daemon, kills)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	slices.Sort(latencies)
+	if s.name == "legiond" {
+		if api, err = requests(dir, n, 20); err != nil {
+			return "", "", err
+		}
+	}
 	at := func(q float64) string {
 		d := latencies[min(int(q*float64(len(latencies))), len(latencies)-1)]
-		return fmt.Sprintf("%.2f ms", float64(d.Microseconds())/1000)
+		return fmt.Sprintf("%.2f ms", ms(d))
 	}
 	return fmt.Sprintf("| %s | %d | %d | %.2f s | %.2f s | %.1f MB | %.1f MB | %.2f %% | %s | %s | %s | %d |",
 		s.name, n, after.processes, started.Seconds(), spent.Seconds(), mb(after.rss), mb(after.pss),
-		100*(after.cpu-before.cpu).Seconds()/idle.Seconds(), at(0.5), at(0.9), at(1), len(latencies)), nil
+		100*(after.cpu-before.cpu).Seconds()/idle.Seconds(), at(0.5), at(0.9), at(1), len(latencies)), api, nil
 }
 
 func mb(kib int) float64 { return float64(kib) / 1024 }
