@@ -15,8 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
-	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 )
@@ -134,29 +132,11 @@ func (c *client) UpdateLease(ctx context.Context, lease *coordinationv1.Lease) (
 	return out, err
 }
 
-// WatchPods tells sink of the pods of a node until ctx ends: first and after
-// each loss the full list, then each change. Each request's outcome goes to
-// outcome.
+// WatchPods tells sink of the pods of a node until ctx ends; see follow.
 func (c *client) WatchPods(ctx context.Context, node string, sink podSink, outcome func(error)) {
 	selector := fields.OneTermEqualSelector("spec.nodeName", node)
-	plain := cache.NewListWatchFromClient(c.core, "pods", metav1.NamespaceAll, selector)
-	told := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			list, err := plain.ListWithContext(ctx, options)
-			outcome(err)
-			return list, err
-		},
-		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-			w, err := plain.WatchWithContext(ctx, options)
-			outcome(err)
-			return w, err
-		},
-	}
-	cache.NewReflectorWithOptions(told, &v1.Pod{}, &podStore{sink: sink}, cache.ReflectorOptions{
-		Name: "pods",
-		// The jitter spreads the agents of a fleet that comes back to one server.
-		Backoff: &wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 6, Cap: 3 * time.Second},
-	}).RunWithContext(ctx)
+	pods := cache.NewListWatchFromClient(c.core, "pods", metav1.NamespaceAll, selector)
+	follow(ctx, pods, &v1.Pod{}, &podStore{sink: sink}, pace{100 * time.Millisecond, 2 * time.Second}, outcome)
 }
 
 // podSink takes the pods of this node.

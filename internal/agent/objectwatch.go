@@ -10,8 +10,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
 	"legion.dev/legion/internal/podspec"
@@ -43,23 +41,8 @@ func (c *client) WatchObject(ctx context.Context, namespace string, ref podspec.
 			told(&podspec.Object{Trouble: last})
 		}
 	}
-	plain := cache.NewListWatchFromClient(c.core, resource, namespace, fields.OneTermEqualSelector(metav1.ObjectNameField, ref.Name))
-	watched := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			list, err := plain.ListWithContext(ctx, options)
-			outcome(err)
-			return list, err
-		},
-		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-			w, err := plain.WatchWithContext(ctx, options)
-			outcome(err)
-			return w, err
-		},
-	}
-	cache.NewReflectorWithOptions(watched, object, objectStore{told}, cache.ReflectorOptions{
-		Name:    resource,
-		Backoff: &wait.Backoff{Duration: 50 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 8, Cap: 5 * time.Second},
-	}).RunWithContext(ctx)
+	named := cache.NewListWatchFromClient(c.core, resource, namespace, fields.OneTermEqualSelector(metav1.ObjectNameField, ref.Name))
+	follow(ctx, named, object, objectStore{told}, pace{50 * time.Millisecond, 5 * time.Second}, outcome)
 }
 
 // rootCA is what every pod with a token has; in a whole fleet that would be a

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,6 +51,8 @@ type rounds struct {
 	seen map[string]daemon
 	// base is what there was when the fleet had just become whole.
 	base footprint
+	// only are the rounds that are wanted, by name.
+	only *regexp.Regexp
 	// spare: the server is not killed any more.
 	spare bool
 }
@@ -67,11 +70,17 @@ type daemon struct {
 // TestRounds does one fault after the other to a fleet of three hosts, each with
 // a network of its own, and asks after each that every node has one daemon, never
 // two, that what nobody touched runs on, and that nothing is left behind.
-// LEGION_ROUNDS is how many, LEGION_SEED which.
+// LEGION_ROUNDS is how many, LEGION_SEED which; LEGION_FAULT is a regular
+// expression that keeps to some, as "server killed, a pod is deleted".
 func TestRounds(t *testing.T) {
 	needRoot(t)
 	n, seed := number(t, "LEGION_ROUNDS", 20), number(t, "LEGION_SEED", 1)
 	r := startRounds(t, uint64(seed))
+	if !slices.ContainsFunc(faults, func(f fault) bool {
+		return slices.ContainsFunc(works, func(w work) bool { return r.only.MatchString(f.name + ", " + w.name) })
+	}) {
+		t.Fatalf("LEGION_FAULT=%s: there is no such round", r.only)
+	}
 	before := r.vitals()
 	tally := map[string][]time.Duration{}
 	begin := time.Now()
@@ -111,7 +120,7 @@ func startRounds(t *testing.T, seed uint64) *rounds {
 	}
 	r := &rounds{
 		fleet: &fleet{dir: dir}, t: t, rng: rand.New(rand.NewPCG(seed, 0)),
-		nodes: []string{"n1", "n2", "n3"}, cables: map[string]*cable.Cable{}, clients: map[string]*hostclient.Client{}, locks: filepath.Join(dir, "locks"),
+		nodes: []string{"n1", "n2", "n3"}, cables: map[string]*cable.Cable{}, clients: map[string]*hostclient.Client{}, only: regexp.MustCompile(os.Getenv("LEGION_FAULT")), locks: filepath.Join(dir, "locks"),
 	}
 	t.Cleanup(r.down)
 	for _, node := range r.nodes {
@@ -248,12 +257,7 @@ spec:
 // of it, and waits until all is as it should be. It says what it was.
 func (r *rounds) round(i int) string {
 	r.t.Helper()
-	node := r.nodes[r.rng.IntN(len(r.nodes))]
-	f := faults[r.rng.IntN(len(faults))]
-	for f.kills == server && r.spare || f.kills != nobody && f.kills != server && node == r.spared() {
-		f = faults[r.rng.IntN(len(faults))]
-	}
-	w := works[r.rng.IntN(len(works))]
+	node, f, w := r.draw()
 	name := f.name + ", " + w.name
 	r.t.Logf("round %d on %s: %s", i, node, name)
 	mend := f.begin(r, node)
@@ -268,6 +272,21 @@ func (r *rounds) round(i int) string {
 	r.reached(node)
 	r.tidy()
 	return name
+}
+
+// draw chooses a node, a fault that it may have, and a thing to do.
+func (r *rounds) draw() (string, fault, work) {
+	for {
+		node := r.nodes[r.rng.IntN(len(r.nodes))]
+		f, w := faults[r.rng.IntN(len(faults))], works[r.rng.IntN(len(works))]
+		switch {
+		case f.kills == server && r.spare && r.only.String() == "":
+		case (f.kills == hostd || f.kills == agent) && node == r.spared():
+		case !r.only.MatchString(f.name + ", " + w.name):
+		default:
+			return node, f, w
+		}
+	}
 }
 
 // spared is a node whose programs are never killed: what they lose in a round
