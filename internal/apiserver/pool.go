@@ -142,6 +142,17 @@ func (p *pool) pod(m *metav1.ObjectMeta, spec *corev1.PodSpec, status *corev1.Po
 		t.specs.share(spec)
 		spec.NodeName, spec.Affinity = node, affinity
 	}
+	p.podStatus(status)
+}
+
+// sharePodStatus goes through the status of a pod that is kept.
+func (p *pool) sharePodStatus(status *corev1.PodStatus) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.podStatus(status)
+}
+
+func (p *pool) podStatus(status *corev1.PodStatus) {
 	if len(status.Conditions) > 0 {
 		p.podConditions.share(&status.Conditions)
 	}

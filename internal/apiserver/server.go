@@ -126,7 +126,7 @@ func (c Config) serve(ctx context.Context, listener net.Listener, authority *pki
 		return fmt.Errorf("cannot configure the API server: %w", err)
 	}
 	if client != nil {
-		a.config.RESTOptionsGetter = ownStorage{a.config.RESTOptionsGetter, client, a.pool}
+		a.config.RESTOptionsGetter = ownStorage{a.config.RESTOptionsGetter, client, a.pool, newPodParts()}
 	}
 	sessions := &tunnel.Sessions{}
 	server, err := a.newServer(authority, sessions)

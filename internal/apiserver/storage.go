@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"context"
 	"slices"
 	"sync"
 
@@ -8,6 +9,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/generic"
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/cacher"
@@ -16,6 +18,7 @@ import (
 	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
 	"k8s.io/apiserver/pkg/storage/value/encrypt/identity"
 	"k8s.io/client-go/tools/cache"
+	api "k8s.io/kubernetes/pkg/apis/core"
 )
 
 // ownStorage has the registries keep their objects in the etcd of this process
@@ -24,6 +27,7 @@ type ownStorage struct {
 	generic.RESTOptionsGetter
 	client *etcdclient.Client
 	pool   *pool
+	parts  *podParts
 }
 
 // GetRESTOptions is upstream's, with another way to the store.
@@ -58,10 +62,14 @@ func (s ownStorage) open(
 		transformer = identity.NewEncryptCheckTransformer()
 	}
 	versioner := storage.APIObjectVersioner{}
-	// This codec decodes what is watched; what is read one by one, and may be
-	// changed by who has read it, goes by the decoder.
-	raw, err := etcd3.New(s.client, nil, sharingCodec{config.Codec, s.pool}, newFunc, newListFunc, config.Prefix, prefix, config.GroupResource,
-		transformer, config.LeaseManagerConfig, etcd3.NewDefaultDecoder(config.Codec, versioner), versioner)
+	// The first codec decodes what is watched and kept; what is read one by one,
+	// and may be changed by who has read it, goes by the second.
+	var kept, read runtime.Codec = sharingCodec{config.Codec, s.pool}, config.Codec
+	if config.GroupResource == api.Resource("pods") {
+		kept, read = podCodec{config.Codec, s.parts, s.pool}, podCodec{config.Codec, s.parts, nil}
+	}
+	raw, err := etcd3.New(s.client, nil, kept, newFunc, newListFunc, config.Prefix, prefix, config.GroupResource,
+		transformer, config.LeaseManagerConfig, etcd3.NewDefaultDecoder(read, versioner), versioner)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -86,9 +94,38 @@ func (s ownStorage) open(
 		return nil, nil, err
 	}
 	delegator := cacher.NewCacheDelegator(cached, raw)
-	return delegator, sync.OnceFunc(func() {
+	var store storage.Interface = delegator
+	if config.GroupResource == api.Resource("pods") {
+		store = podStorage{delegator, raw, s.parts}
+	}
+	return store, sync.OnceFunc(func() {
 		delegator.Stop()
 		cached.Stop()
 		raw.Close()
 	}), nil
+}
+
+// podStorage are the pods behind their watch cache.
+type podStorage struct {
+	storage.Interface
+	// below is the store without the cache.
+	below storage.Interface
+	parts *podParts
+}
+
+// GuaranteedUpdate begins with the pod as the watch cache has it, as the cache
+// itself does, which makes a deep copy of it before. What a deletion writes to a
+// pod is the pod's own metadata, so there the copy is of the outermost only.
+func (s podStorage) GuaranteedUpdate(
+	ctx context.Context, key string, destination runtime.Object, ignoreNotFound bool,
+	preconditions *storage.Preconditions, update storage.UpdateFunc, known runtime.Object,
+) error {
+	if info, ok := request.RequestInfoFrom(ctx); ok && info.Verb == "delete" {
+		pod := &api.Pod{}
+		err := s.Get(ctx, key, storage.GetOptions{ResourceVersion: "0", IgnoreNotFound: true}, pod)
+		if err == nil && pod.Name != "" {
+			return s.below.GuaranteedUpdate(ctx, key, destination, ignoreNotFound, preconditions, update, pod)
+		}
+	}
+	return s.Interface.GuaranteedUpdate(ctx, key, destination, ignoreNotFound, preconditions, update, known)
 }

@@ -1,0 +1,342 @@
+package apiserver
+
+import (
+	"bytes"
+	"reflect"
+	"sync"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	api "k8s.io/kubernetes/pkg/apis/core"
+	apiv1 "k8s.io/kubernetes/pkg/apis/core/v1"
+)
+
+// Numbers of protobuf fields (k8s.io/apimachinery/pkg/runtime/generated.proto,
+// k8s.io/apimachinery/pkg/apis/meta/v1/generated.proto, k8s.io/api/core/v1/generated.proto).
+const (
+	unknownTypeMeta, unknownRaw     = 1, 2
+	podMetadata, podSpecField       = 1, 2
+	specNodeName, specAffinity      = 10, 18
+	metaGenerateName, metaNamespace = 2, 3
+	metaLabels, metaOwners          = 11, 13
+)
+
+var (
+	// protobufMark begins what Kubernetes stores as protobuf.
+	protobufMark = []byte{'k', '8', 's', 0}
+	// podType is how the TypeMeta of a stored pod is encoded.
+	podType, _ = (&runtime.TypeMeta{APIVersion: "v1", Kind: "Pod"}).Marshal()
+)
+
+// scratches are where a spec is put together to be looked for.
+var scratches = sync.Pool{New: func() any { return new([4096]byte) }}
+
+// podCodec decodes pods by the parts in which they are alike. Of a DaemonSet's
+// pods the specs are the same, but for the node and the affinity that pins them
+// there; a spec is decoded and defaulted once, by the codec below, and what it
+// was encoded as says where it is wanted again. Whatever is not a pod as this
+// server encodes it is left to that codec.
+//
+// A spec is shared by the watch caches, and by who reads a pod from the store or
+// updates one: nobody may write to what it points to. [podParts.changed] says
+// whether somebody did.
+type podCodec struct {
+	runtime.Codec
+	parts *podParts
+	// keeper, if there is one, says that what is decoded is kept and only read:
+	// then all is shared that can be.
+	keeper *pool
+}
+
+// podParts are the parts of pods, by what they are encoded as.
+type podParts struct {
+	mu         sync.Mutex
+	specs      seen[api.PodSpec]
+	affinities seen[api.Affinity]
+	metas      seen[metav1.ObjectMeta]
+}
+
+// How many parts are remembered at least; a fleet has an affinity for each node.
+const (
+	seenSpecs      = 256
+	seenAffinities = 8192
+	seenMetas      = 256
+)
+
+func newPodParts() *podParts {
+	return &podParts{
+		specs:      seen[api.PodSpec]{least: seenSpecs},
+		affinities: seen[api.Affinity]{least: seenAffinities},
+		metas:      seen[metav1.ObjectMeta]{least: seenMetas},
+	}
+}
+
+// seen are values by what they are encoded as: those of the last while.
+type seen[T any] struct {
+	young, old map[string]seenValue[T]
+	least      int
+}
+
+type seenValue[T any] struct {
+	key   string
+	value *T
+}
+
+func (s *seen[T]) get(key []byte) *T {
+	if v, ok := s.young[string(key)]; ok {
+		return v.value
+	}
+	v, ok := s.old[string(key)]
+	if ok {
+		s.put(v)
+	}
+	return v.value
+}
+
+func (s *seen[T]) put(v seenValue[T]) {
+	if s.young == nil || len(s.young) >= s.least {
+		s.old, s.young = s.young, map[string]seenValue[T]{}
+	}
+	s.young[v.key] = v
+}
+
+// keptPod is a pod that is kept. It is a little larger than it need be: objects
+// of a size lie together, and the pods that requests decode are garbage soon.
+// Among them those that are kept would hold on to many times their own memory.
+type keptPod struct {
+	api.Pod
+	_ [128]byte
+}
+
+// Decode decodes a pod by its parts, all else by the codec below.
+func (c podCodec) Decode(data []byte, defaults *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
+	pod, wanted := into.(*api.Pod)
+	if into != nil && !wanted {
+		return c.decodeWhole(data, defaults, into)
+	}
+	scratch := scratches.Get().(*[4096]byte)
+	defer scratches.Put(scratch)
+	parts, ok := splitPod(data, scratch[:0])
+	if !ok {
+		return c.decodeWhole(data, defaults, into)
+	}
+	spec, affinity := c.parts.spec(parts)
+	if spec == nil {
+		obj, kind, err := c.decodeWhole(data, defaults, into)
+		if whole, isPod := obj.(*api.Pod); err == nil && isPod {
+			c.parts.learn(parts, &whole.Spec)
+		}
+		return obj, kind, err
+	}
+	if pod == nil {
+		pod = &(&keptPod{}).Pod
+	}
+	var status corev1.PodStatus
+	*pod = api.Pod{Spec: *spec}
+	pod.Spec.NodeName, pod.Spec.Affinity = string(parts.node), affinity
+	if err := c.meta(parts.meta, &pod.ObjectMeta); err != nil {
+		return nil, nil, err
+	}
+	if err := status.Unmarshal(parts.status); err != nil {
+		return nil, nil, err
+	}
+	if c.keeper != nil {
+		c.keeper.sharePodStatus(&status)
+	}
+	if err := apiv1.Convert_v1_PodStatus_To_core_PodStatus(&status, &pod.Status, nil); err != nil {
+		return nil, nil, err
+	}
+	kind := podKind
+	return pod, &kind, nil
+}
+
+func (c podCodec) decodeWhole(data []byte, defaults *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
+	obj, kind, err := c.Codec.Decode(data, defaults, into)
+	if err == nil && c.keeper != nil {
+		c.keeper.share(obj)
+	}
+	return obj, kind, err
+}
+
+// meta decodes a pod's metadata.
+func (c podCodec) meta(data []byte, meta *metav1.ObjectMeta) error {
+	if c.keeper == nil {
+		return meta.Unmarshal(data)
+	}
+	var alike, own [1024]byte
+	common, rest, ok := part(data, alike[:0], own[:0], func(number protowire.Number) bool {
+		return number == metaGenerateName || number == metaNamespace || number == metaLabels || number == metaOwners
+	})
+	if !ok {
+		return meta.Unmarshal(data)
+	}
+	shared, err := c.parts.meta(common)
+	if err != nil {
+		return err
+	}
+	*meta = *shared
+	return meta.Unmarshal(rest)
+}
+
+// meta returns what is encoded so, which is shared.
+func (p *podParts) meta(data []byte) (*metav1.ObjectMeta, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if known := p.metas.get(data); known != nil {
+		return known, nil
+	}
+	meta := &metav1.ObjectMeta{}
+	if err := meta.Unmarshal(data); err != nil {
+		return nil, err
+	}
+	p.metas.put(seenValue[metav1.ObjectMeta]{string(data), meta})
+	return meta, nil
+}
+
+// spec returns the spec, without its node, and the affinity of a pod, if known.
+func (p *podParts) spec(pod podBytes) (*api.PodSpec, *api.Affinity) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	spec := p.specs.get(pod.spec)
+	if spec == nil || len(pod.affinity) == 0 {
+		return spec, nil
+	}
+	if known := p.affinities.get(pod.affinity); known != nil {
+		return spec, known
+	}
+	var encoded corev1.PodSpec
+	var decoded api.PodSpec
+	if encoded.Unmarshal(pod.affinity) != nil || apiv1.Convert_v1_PodSpec_To_core_PodSpec(&encoded, &decoded, nil) != nil {
+		return nil, nil
+	}
+	p.affinities.put(seenValue[api.Affinity]{string(pod.affinity), decoded.Affinity})
+	return spec, decoded.Affinity
+}
+
+// learn remembers a spec that has been decoded and defaulted.
+func (p *podParts) learn(pod podBytes, spec *api.PodSpec) {
+	own := spec.DeepCopy()
+	own.NodeName, own.Affinity = "", nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.specs.put(seenValue[api.PodSpec]{string(pod.spec), own})
+}
+
+// podBytes are the parts of an encoded pod. The spec is without the node's name
+// and the affinity, which is as it is encoded in a spec.
+type podBytes struct{ meta, spec, affinity, node, status []byte }
+
+// splitPod takes apart what is a pod as this server encodes it. It appends the
+// spec to scratch.
+func splitPod(data, scratch []byte) (podBytes, bool) {
+	data, ok := bytes.CutPrefix(data, protobufMark)
+	if !ok {
+		return podBytes{}, false
+	}
+	var raw []byte
+	typed := false
+	if !eachField(data, func(number protowire.Number, _, value []byte) bool {
+		switch number {
+		case unknownTypeMeta:
+			typed = bytes.Equal(value, podType)
+			return typed
+		case unknownRaw:
+			raw = value
+			return true
+		}
+		return len(value) == 0
+	}) || !typed {
+		return podBytes{}, false
+	}
+	var pod podBytes
+	var spec []byte
+	if !eachField(raw, func(number protowire.Number, _, value []byte) bool {
+		for i, into := range []*[]byte{&pod.meta, &spec, &pod.status} {
+			if number == protowire.Number(podMetadata+i) && *into == nil {
+				*into = value
+				return true
+			}
+		}
+		return false
+	}) || spec == nil {
+		return podBytes{}, false
+	}
+	pod.spec = scratch
+	ok = eachField(spec, func(number protowire.Number, field, value []byte) bool {
+		switch {
+		case number == specNodeName && pod.node == nil:
+			pod.node = value
+		case number == specAffinity && pod.affinity == nil:
+			pod.affinity = field
+		case number == specNodeName || number == specAffinity:
+			return false
+		default:
+			pod.spec = append(pod.spec, field...)
+		}
+		return true
+	})
+	return pod, ok
+}
+
+// part appends to chosen the fields of a message that are chosen, to others the others.
+func part(data, chosen, others []byte, choose func(protowire.Number) bool) ([]byte, []byte, bool) {
+	ok := eachField(data, func(number protowire.Number, field, _ []byte) bool {
+		if choose(number) {
+			chosen = append(chosen, field...)
+		} else {
+			others = append(others, field...)
+		}
+		return true
+	})
+	return chosen, others, ok
+}
+
+// eachField calls with each field of a message, whole and, of those that have a
+// length, the value alone, until that returns false. It says whether all was well.
+func eachField(data []byte, do func(number protowire.Number, field, value []byte) bool) bool {
+	for len(data) > 0 {
+		number, kind, tag := protowire.ConsumeTag(data)
+		if tag < 0 {
+			return false
+		}
+		length := protowire.ConsumeFieldValue(number, kind, data[tag:])
+		if length < 0 {
+			return false
+		}
+		var value []byte
+		if kind == protowire.BytesType {
+			value, _ = protowire.ConsumeBytes(data[tag:])
+		}
+		if !do(number, data[:tag+length], value) {
+			return false
+		}
+		data = data[tag+length:]
+	}
+	return true
+}
+
+// changed names the specs to which somebody has written since they were
+// decoded by codec.
+func (p *podParts) changed(codec runtime.Codec) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var changed []string
+	for _, specs := range []map[string]seenValue[api.PodSpec]{p.specs.young, p.specs.old} {
+		for key, known := range specs {
+			fields := protowire.AppendTag(nil, podSpecField, protowire.BytesType)
+			raw := protowire.AppendBytes(fields, []byte(key))
+			data, err := (&runtime.Unknown{TypeMeta: runtime.TypeMeta{APIVersion: "v1", Kind: "Pod"}, Raw: raw}).Marshal()
+			if err != nil {
+				continue
+			}
+			obj, _, err := codec.Decode(append(bytes.Clone(protobufMark), data...), nil, nil)
+			if pod, ok := obj.(*api.Pod); err != nil || !ok || !reflect.DeepEqual(&pod.Spec, known.value) {
+				changed = append(changed, key)
+			}
+		}
+	}
+	return changed
+}
