@@ -238,7 +238,7 @@ func (p *directPods) Delete(ctx context.Context, name string, options metav1.Del
 
 // Watch follows the pods in the server's own watch cache.
 func (p *directPods) Watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-	return watchInside(inside(ctx, "watch", p.namespace, podResource.Resource, ""), p.store, options, func() runtime.Object { return &corev1.Pod{} })
+	return watchInside(inside(ctx, "watch", p.namespace, podResource.Resource, ""), p.store, options, func() runtime.Object { return &(&keptVersionedPod{}).Pod })
 }
 
 // watchInside follows a registry; fresh makes an object of the API's version.

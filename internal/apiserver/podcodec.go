@@ -2,33 +2,22 @@ package apiserver
 
 import (
 	"bytes"
+	"encoding/binary"
+	"hash/maphash"
+	"maps"
 	"reflect"
 	"sync"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/storage"
 	api "k8s.io/kubernetes/pkg/apis/core"
 	apiv1 "k8s.io/kubernetes/pkg/apis/core/v1"
-)
-
-// Numbers of protobuf fields (k8s.io/apimachinery/pkg/runtime/generated.proto,
-// k8s.io/apimachinery/pkg/apis/meta/v1/generated.proto, k8s.io/api/core/v1/generated.proto).
-const (
-	unknownTypeMeta, unknownRaw     = 1, 2
-	podMetadata, podSpecField       = 1, 2
-	specNodeName, specAffinity      = 10, 18
-	metaGenerateName, metaNamespace = 2, 3
-	metaLabels, metaOwners          = 11, 13
-)
-
-var (
-	// protobufMark begins what Kubernetes stores as protobuf.
-	protobufMark = []byte{'k', '8', 's', 0}
-	// podType is how the TypeMeta of a stored pod is encoded.
-	podType, _ = (&runtime.TypeMeta{APIVersion: "v1", Kind: "Pod"}).Marshal()
 )
 
 // scratches are where a spec is put together to be looked for.
@@ -57,6 +46,11 @@ type podParts struct {
 	specs      seen[api.PodSpec]
 	affinities seen[api.Affinity]
 	metas      seen[metav1.ObjectMeta]
+	// statuses go by a hash: they are many, and seldom the same in two pods.
+	statuses seen[api.PodStatus]
+	seeds    [2]maphash.Seed
+	// fields are those that selectors may name, by the pod's name.
+	fields seen[fields.Set]
 }
 
 // How many parts are remembered at least; a fleet has an affinity for each node.
@@ -64,6 +58,7 @@ const (
 	seenSpecs      = 256
 	seenAffinities = 8192
 	seenMetas      = 256
+	seenVersions   = 8192
 )
 
 func newPodParts() *podParts {
@@ -71,6 +66,9 @@ func newPodParts() *podParts {
 		specs:      seen[api.PodSpec]{least: seenSpecs},
 		affinities: seen[api.Affinity]{least: seenAffinities},
 		metas:      seen[metav1.ObjectMeta]{least: seenMetas},
+		statuses:   seen[api.PodStatus]{least: seenVersions},
+		seeds:      [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
+		fields:     seen[fields.Set]{least: seenVersions},
 	}
 }
 
@@ -111,6 +109,12 @@ type keptPod struct {
 	_ [128]byte
 }
 
+// keptVersionedPod is one of the API's version, as informers have them.
+type keptVersionedPod struct {
+	corev1.Pod
+	_ [128]byte
+}
+
 // Decode decodes a pod by its parts, all else by the codec below.
 func (c podCodec) Decode(data []byte, defaults *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
 	pod, wanted := into.(*api.Pod)
@@ -134,19 +138,12 @@ func (c podCodec) Decode(data []byte, defaults *schema.GroupVersionKind, into ru
 	if pod == nil {
 		pod = &(&keptPod{}).Pod
 	}
-	var status corev1.PodStatus
 	*pod = api.Pod{Spec: *spec}
 	pod.Spec.NodeName, pod.Spec.Affinity = string(parts.node), affinity
 	if err := c.meta(parts.meta, &pod.ObjectMeta); err != nil {
 		return nil, nil, err
 	}
-	if err := status.Unmarshal(parts.status); err != nil {
-		return nil, nil, err
-	}
-	if c.keeper != nil {
-		c.keeper.sharePodStatus(&status)
-	}
-	if err := apiv1.Convert_v1_PodStatus_To_core_PodStatus(&status, &pod.Status, nil); err != nil {
+	if err := c.status(parts.status, &pod.Status); err != nil {
 		return nil, nil, err
 	}
 	kind := podKind
@@ -179,6 +176,63 @@ func (c podCodec) meta(data []byte, meta *metav1.ObjectMeta) error {
 	}
 	*meta = *shared
 	return meta.Unmarshal(rest)
+}
+
+// status decodes a pod's status. The versions of a pod that is being deleted
+// all have that of before.
+func (c podCodec) status(data []byte, status *api.PodStatus) error {
+	var id []byte
+	if c.keeper != nil {
+		id = binary.NativeEndian.AppendUint64(make([]byte, 0, 16), maphash.Bytes(c.parts.seeds[0], data))
+		id = binary.NativeEndian.AppendUint64(id, maphash.Bytes(c.parts.seeds[1], data))
+		if known := c.parts.status(id); known != nil {
+			*status = *known
+			return nil
+		}
+	}
+	var encoded corev1.PodStatus
+	if err := encoded.Unmarshal(data); err != nil {
+		return err
+	}
+	if c.keeper != nil {
+		c.keeper.sharePodStatus(&encoded)
+	}
+	if err := apiv1.Convert_v1_PodStatus_To_core_PodStatus(&encoded, status, nil); err != nil {
+		return err
+	}
+	if c.keeper != nil {
+		own := *status
+		c.parts.mu.Lock()
+		defer c.parts.mu.Unlock()
+		c.parts.statuses.put(seenValue[api.PodStatus]{string(id), &own})
+	}
+	return nil
+}
+
+func (p *podParts) status(id []byte) *api.PodStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.statuses.get(id)
+}
+
+// attributes has the versions of a pod share what selectors ask for as long as
+// that is the same.
+func (p *podParts) attributes(of storage.AttrFunc) storage.AttrFunc {
+	return func(obj runtime.Object) (labels.Set, fields.Set, error) {
+		its, chosen, err := of(obj)
+		pod, ok := obj.(*api.Pod)
+		if err != nil || !ok {
+			return its, chosen, err
+		}
+		key := append(append(append(make([]byte, 0, 128), pod.Namespace...), '/'), pod.Name...)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if known := p.fields.get(key); known != nil && maps.Equal(*known, chosen) {
+			return its, *known, nil
+		}
+		p.fields.put(seenValue[fields.Set]{string(key), &chosen})
+		return its, chosen, nil
+	}
 }
 
 // meta returns what is encoded so, which is shared.
@@ -223,99 +277,6 @@ func (p *podParts) learn(pod podBytes, spec *api.PodSpec) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.specs.put(seenValue[api.PodSpec]{string(pod.spec), own})
-}
-
-// podBytes are the parts of an encoded pod. The spec is without the node's name
-// and the affinity, which is as it is encoded in a spec.
-type podBytes struct{ meta, spec, affinity, node, status []byte }
-
-// splitPod takes apart what is a pod as this server encodes it. It appends the
-// spec to scratch.
-func splitPod(data, scratch []byte) (podBytes, bool) {
-	data, ok := bytes.CutPrefix(data, protobufMark)
-	if !ok {
-		return podBytes{}, false
-	}
-	var raw []byte
-	typed := false
-	if !eachField(data, func(number protowire.Number, _, value []byte) bool {
-		switch number {
-		case unknownTypeMeta:
-			typed = bytes.Equal(value, podType)
-			return typed
-		case unknownRaw:
-			raw = value
-			return true
-		}
-		return len(value) == 0
-	}) || !typed {
-		return podBytes{}, false
-	}
-	var pod podBytes
-	var spec []byte
-	if !eachField(raw, func(number protowire.Number, _, value []byte) bool {
-		for i, into := range []*[]byte{&pod.meta, &spec, &pod.status} {
-			if number == protowire.Number(podMetadata+i) && *into == nil {
-				*into = value
-				return true
-			}
-		}
-		return false
-	}) || spec == nil {
-		return podBytes{}, false
-	}
-	pod.spec = scratch
-	ok = eachField(spec, func(number protowire.Number, field, value []byte) bool {
-		switch {
-		case number == specNodeName && pod.node == nil:
-			pod.node = value
-		case number == specAffinity && pod.affinity == nil:
-			pod.affinity = field
-		case number == specNodeName || number == specAffinity:
-			return false
-		default:
-			pod.spec = append(pod.spec, field...)
-		}
-		return true
-	})
-	return pod, ok
-}
-
-// part appends to chosen the fields of a message that are chosen, to others the others.
-func part(data, chosen, others []byte, choose func(protowire.Number) bool) ([]byte, []byte, bool) {
-	ok := eachField(data, func(number protowire.Number, field, _ []byte) bool {
-		if choose(number) {
-			chosen = append(chosen, field...)
-		} else {
-			others = append(others, field...)
-		}
-		return true
-	})
-	return chosen, others, ok
-}
-
-// eachField calls with each field of a message, whole and, of those that have a
-// length, the value alone, until that returns false. It says whether all was well.
-func eachField(data []byte, do func(number protowire.Number, field, value []byte) bool) bool {
-	for len(data) > 0 {
-		number, kind, tag := protowire.ConsumeTag(data)
-		if tag < 0 {
-			return false
-		}
-		length := protowire.ConsumeFieldValue(number, kind, data[tag:])
-		if length < 0 {
-			return false
-		}
-		var value []byte
-		if kind == protowire.BytesType {
-			value, _ = protowire.ConsumeBytes(data[tag:])
-		}
-		if !do(number, data[:tag+length], value) {
-			return false
-		}
-		data = data[tag+length:]
-	}
-	return true
 }
 
 // changed names the specs to which somebody has written since they were

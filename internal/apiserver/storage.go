@@ -67,6 +67,7 @@ func (s ownStorage) open(
 	var kept, read runtime.Codec = sharingCodec{config.Codec, s.pool}, config.Codec
 	if config.GroupResource == api.Resource("pods") {
 		kept, read = podCodec{config.Codec, s.parts, s.pool}, podCodec{config.Codec, s.parts, nil}
+		attributes = s.parts.attributes(attributes)
 	}
 	raw, err := etcd3.New(s.client, nil, kept, newFunc, newListFunc, config.Prefix, prefix, config.GroupResource,
 		transformer, config.LeaseManagerConfig, etcd3.NewDefaultDecoder(read, versioner), versioner)

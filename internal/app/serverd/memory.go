@@ -56,9 +56,9 @@ func shrink(files ...string) error {
 // machine's memory in all.
 const (
 	apart      = 2 * time.Second
-	calmGrowth = 40
-	busyGrowth = 300
-	headroom   = 192 << 20
+	calmGrowth = 25
+	busyGrowth = 130
+	headroom   = 160 << 20
 	// A server that wants no more than fairGrowth, on the average of about as
 	// long as calm, gives back what it has beyond the heap of a calm one and
 	// besides, which is for all that is not heap. It costs a collection: seldom.
