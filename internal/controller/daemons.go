@@ -67,6 +67,7 @@ type kind int
 const (
 	setChanged      kind = iota // the DaemonSet
 	revisionChanged             // one of its revisions
+	revisionMade                // one that is new
 	pairChanged                 // its pods on one node
 	nodeChanged                 // a node
 	roomChanged                 // what is taken on a node
@@ -106,11 +107,7 @@ func newDaemons(cfg Config, f informers.SharedInformerFactory, events record.Eve
 		{f.Apps().V1().DaemonSets().Informer(), each(func(_, ds *appsv1.DaemonSet) {
 			c.queue.Add(item{kind: setChanged, set: nameOf(ds)})
 		})},
-		{f.Apps().V1().ControllerRevisions().Informer(), each(func(_, r *appsv1.ControllerRevision) {
-			for _, set := range c.setsOfRevision(r) {
-				c.queue.Add(item{kind: revisionChanged, set: set})
-			}
-		})},
+		{f.Apps().V1().ControllerRevisions().Informer(), c.revisionHandler()},
 		{f.Core().V1().Pods().Informer(), each(c.podSeen)},
 		{f.Core().V1().Nodes().Informer(), each(func(old, node *corev1.Node) {
 			if old != nil && sameForPlanning(old, node) {
@@ -223,6 +220,7 @@ func (c *daemons) handle(ctx context.Context, it item, dirty map[*set]bool) {
 	case nodeChanged:
 		for _, s := range c.sets {
 			c.touch(ctx, s, it.node)
+			c.readHistory(ctx, s)
 			dirty[s] = true
 		}
 		return
@@ -249,10 +247,14 @@ func (c *daemons) handle(ctx context.Context, it item, dirty map[*set]bool) {
 		return
 	}
 	switch it.kind {
+	case revisionMade:
+		s.unread = true
+		return
 	case revisionChanged:
 		c.prepare(ctx, s)
 	case pairChanged:
 		c.touch(ctx, s, it.node)
+		c.readHistory(ctx, s)
 	case mayCreate:
 		c.pump(ctx, s)
 	}

@@ -21,34 +21,6 @@ import (
 // errStale says that the cache is behind; its next event brings us back.
 var errStale = errors.New("the cache is behind")
 
-// setsOfRevision returns the DaemonSets a revision may concern.
-func (c *daemons) setsOfRevision(r *appsv1.ControllerRevision) []types.NamespacedName {
-	if owner := owningDaemonSet(r); owner != nil {
-		return []types.NamespacedName{{Namespace: r.Namespace, Name: owner.Name}}
-	}
-	if controllerOf(r) != nil {
-		return nil
-	}
-	sets, _ := c.dsLister.DaemonSets(r.Namespace).List(labels.Everything())
-	var names []types.NamespacedName
-	for _, ds := range sets {
-		if selects(ds, r.Labels) {
-			names = append(names, nameOf(ds))
-		}
-	}
-	return names
-}
-
-func selects(ds *appsv1.DaemonSet, set labels.Set) bool {
-	selector, err := metav1.LabelSelectorAsSelector(ds.Spec.Selector)
-	return err == nil && !selector.Empty() && selector.Matches(set)
-}
-
-// selectsAll is what admission refuses; it must not be acted on elsewhere.
-func selectsAll(ds *appsv1.DaemonSet) bool {
-	return ds.Spec.Selector == nil || len(ds.Spec.Selector.MatchLabels)+len(ds.Spec.Selector.MatchExpressions) == 0
-}
-
 // prepare gives the template its revision and adopts the pods that were left
 // by an earlier DaemonSet. Only then is anything planned.
 func (c *daemons) prepare(ctx context.Context, s *set) {

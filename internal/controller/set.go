@@ -36,8 +36,10 @@ type set struct {
 	// preparing: revisions and adoptions are being written; again: look once
 	// more after that.
 	preparing, again bool
-	trouble          int // failed preparations in a row
-	cleaning         bool
+	// unread: it has a new revision, which nobody has looked at.
+	unread   bool
+	trouble  int // failed preparations in a row
+	cleaning bool
 
 	// flights are pods being made, by node, until the cache shows them.
 	flights map[string]*flight
