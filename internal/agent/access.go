@@ -110,8 +110,8 @@ func subresourcesOf(path string) []string {
 		return []string{"pods", "proxy"}
 	case "healthz":
 		return []string{"healthz", "proxy"}
-	case "stats":
-		return []string{"stats"}
+	case "stats", "metrics":
+		return []string{first}
 	}
 	return []string{"proxy"}
 }

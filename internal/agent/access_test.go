@@ -69,6 +69,7 @@ func TestGate(t *testing.T) {
 		"apiserver [masters system:authenticated] create nodes/n1/proxy",
 		"apiserver [masters system:authenticated] get nodes/n1/proxy",
 		"ann [ops] get nodes/n1/stats",
+		"ann [ops] get nodes/n1/metrics",
 		"ann [ops] get nodes/n1/healthz",
 	}}, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "served") })}}
 	go func() { _ = server.Serve(listener) }()
@@ -123,6 +124,7 @@ func TestGate(t *testing.T) {
 		{ask("GET", "/pods", "", apiserver), "200 served"}, // by proxy
 		{ask("GET", "/stats/summary", "", apiserver), "403 Forbidden (user=apiserver, verb=get, resource=nodes, subresource(s)=[stats])"},
 		{ask("GET", "/stats/summary", "good"), "200 served"},
+		{ask("GET", "/metrics/resource", "good"), "200 served"},
 		{ask("GET", "/healthz", "good"), "200 served"},
 		{ask("GET", "/pods", "good"), "403 Forbidden (user=ann, verb=get, resource=nodes, subresource(s)=[pods proxy])"},
 		{ask("POST", "/exec/default/p/c", "good"), "403 Forbidden (user=ann, verb=create, resource=nodes, subresource(s)=[proxy])"},

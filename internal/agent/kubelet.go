@@ -85,6 +85,7 @@ func (k *kubelet) handler() http.Handler {
 	mux.HandleFunc("GET /runningpods", pods)
 	mux.HandleFunc("GET /runningpods/", pods)
 	mux.HandleFunc("GET /stats/summary", k.serveSummary)
+	mux.HandleFunc("GET /metrics/resource", k.serveResourceMetrics)
 	// By GET too: browsers open WebSockets so.
 	mux.HandleFunc("/exec/{namespace}/{pod}/{container}", k.serveExec)
 	mux.HandleFunc("/attach/{namespace}/{pod}/{container}", k.serveAttach)

@@ -3,8 +3,10 @@ package agent
 import (
 	"context"
 	"errors"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -74,6 +76,38 @@ func TestSummary(t *testing.T) {
 	failing := &sampler{read: func(context.Context) (counters, error) { return counters{}, errors.New("no /proc") }}
 	if _, err := failing.Summary(t.Context()); err == nil {
 		t.Error("no error")
+	}
+}
+
+// TestResourceMetrics: what metrics-server reads, a line each.
+func TestResourceMetrics(t *testing.T) {
+	at := time.UnixMilli(1_900_000_000_500)
+	now := counters{at: at, node: cgroup.Usage{CPU: 90 * time.Second, Memory: 5 << 30}, pods: []podCounters{{
+		ref:        statsapi.PodReference{UID: "u", Name: "web", Namespace: "shop"},
+		containers: []containerCounters{{name: "c", run: 1, started: at.Add(-time.Minute), usage: cgroup.Usage{CPU: 1500 * time.Millisecond, Memory: 7 << 20}}},
+	}}}
+	k := &kubelet{stats: func(context.Context) (*statsapi.Summary, error) { return summary("n1", now, now), nil }}
+	w := httptest.NewRecorder()
+	k.handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics/resource", nil))
+	const of = `{container="c",namespace="shop",pod="web"}`
+	for _, want := range []string{
+		"# TYPE node_cpu_usage_seconds_total counter",
+		"node_cpu_usage_seconds_total 90 1900000000500",
+		"node_memory_working_set_bytes 5.36870912e+09 1900000000500",
+		"container_cpu_usage_seconds_total" + of + " 1.5 1900000000500",
+		"container_memory_working_set_bytes" + of + " 7.340032e+06 1900000000500",
+		"container_start_time_seconds" + of + " 1.8999999405e+09 1900000000500",
+		"resource_scrape_error 0",
+	} {
+		if !strings.Contains(w.Body.String(), want+"\n") {
+			t.Errorf("no line %q in\n%s", want, w.Body)
+		}
+	}
+	broken := &kubelet{stats: func(context.Context) (*statsapi.Summary, error) { return nil, errors.New("no /proc") }}
+	w = httptest.NewRecorder()
+	broken.handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics/resource", nil))
+	if w.Code != 500 {
+		t.Errorf("unreadable: %d", w.Code)
 	}
 }
 

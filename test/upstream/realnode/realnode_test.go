@@ -190,6 +190,9 @@ func (c *cluster) rights() {
 	if code != 200 || !strings.Contains(text, `"name":"worker-`) {
 		c.Errorf("an account with rights: %d %s", code, text)
 	}
+	if code, text := c.asks(token, "/metrics/resource"); code != 200 || !strings.Contains(text, `container_memory_working_set_bytes{container="main",namespace="default",pod="collector-`) {
+		c.Errorf("what metrics-server reads: %d %s", code, text)
+	}
 	c.kubectl("delete", "clusterrolebinding", "reads-nodes")
 	for _, args := range [][]string{{"get", "secrets", "-A"}, {"delete", "deployment", "worker"}, {"label", "node", "other", "a=b"}} {
 		if out, err := c.try("", append(args, "--kubeconfig", c.path("agent/kubeconfig"))...); err == nil || !strings.Contains(err.Error(), "orbidden") {
