@@ -63,6 +63,11 @@ test-upstream-e2e: ## run upstream's own e2e cases of DaemonSets against legion-
 	cd test/upstream && go test -c -ldflags '-s -w' -o ../../bin/upstream-e2e.test k8s.io/kubernetes/test/e2e && \
 		go run ./e2e -server ../../bin/legion-server -binary "$(CURDIR)/bin/upstream-e2e.test"
 
+.PHONY: test-upstream-e2e-real
+test-upstream-e2e-real: build ## the same against a fleet of three real nodes that run containers (as root, with runc)
+	cd test/upstream && go test -c -ldflags '-s -w' -o ../../bin/upstream-e2e.test k8s.io/kubernetes/test/e2e && \
+		go run ./e2e -real ../../bin -nodes 3 -binary "$(CURDIR)/bin/upstream-e2e.test"
+
 .PHONY: stock
 stock: ## build upstream's control plane into bin/stock/, to be measured beside Legion's (bench/README.md)
 	cd test/upstream && go build -ldflags '$(LDFLAGS)' -o ../../bin/stock/ k8s.io/kubernetes/cmd/kube-apiserver \

@@ -1,8 +1,10 @@
 // Command e2e runs upstream's e2e cases of DaemonSets and ControllerRevisions,
-// from upstream's own test binary, against legion-server with simulated nodes:
+// from upstream's own test binary, against legion-server with simulated nodes,
+// or against a fleet of real ones that run containers (as root, with runc):
 //
 //	go test -c -o e2e.test k8s.io/kubernetes/test/e2e
 //	go run ./e2e -server ../../bin/legion-server -binary ./e2e.test
+//	go run ./e2e -real ../../bin -nodes 3 -binary ./e2e.test
 //
 // It prints a table of the cases and fails unless all of them passed.
 package main
@@ -43,29 +45,37 @@ const (
 )
 
 type options struct {
-	server, binary, log string
-	nodes               int
-	limit               time.Duration
+	server, real, binary, log string
+	nodes                     int
+	limit                     time.Duration
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.server, "server", "bin/legion-server", "the control plane to start")
+	flag.StringVar(&o.real, "real", "", "the `directory` of Legion's programs, for a fleet of real nodes by legion up in place of -server and simulated ones")
 	flag.StringVar(&o.binary, "binary", "", "upstream's e2e test `binary`")
 	flag.StringVar(&o.log, "log", "", "the `file` that takes what the binary writes (default: a temporary one, kept if a case fails)")
-	flag.IntVar(&o.nodes, "nodes", 4, "how many simulated nodes there are; upstream's cases need two")
+	flag.IntVar(&o.nodes, "nodes", 4, "how many nodes there are; upstream's cases need two")
 	flag.DurationVar(&o.limit, "limit", 25*time.Minute, "how long all cases may take")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, o)
 	stop()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "e2e:", err)
+		if !errors.As(err, new(*toldError)) {
+			fmt.Fprintln(os.Stderr, "e2e:", err)
+		}
 		os.Exit(1)
 	}
 }
 
 func run(ctx context.Context, o options) (err error) {
+	if o.real != "" {
+		if elsewhere, err := isolate(ctx); elsewhere || err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, o.limit)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "upstream-e2e-")
@@ -82,6 +92,36 @@ func run(ctx context.Context, o options) (err error) {
 			err = fmt.Errorf("%w (what the cases wrote is in %s, the server's log in %s)", err, o.log, dir)
 		}
 	}()
+	if o.real != "" {
+		return runReal(ctx, o, dir)
+	}
+	return runSimulated(ctx, o, dir)
+}
+
+// runReal runs the cases on a fleet of real nodes.
+func runReal(ctx context.Context, o options, dir string) (err error) {
+	f, err := startFleet(ctx, o.real, dir, o.nodes)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.stop()) }()
+	kubeconfig := filepath.Join(f.dir, "admin.kubeconfig")
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return err
+	}
+	if err := makeService(ctx, config); err != nil {
+		return err
+	}
+	kubectl, err := f.kubectl()
+	if err != nil {
+		return err
+	}
+	return errors.Join(runCases(ctx, o, dir, kubeconfig, "-kubectl-path="+kubectl), tellExecs(o.log))
+}
+
+// runSimulated runs them on legion-server and nodes of test/sim.
+func runSimulated(ctx context.Context, o options, dir string) error {
 	kubeconfig, stopServer, err := startServer(ctx, o.server, dir)
 	if err != nil {
 		return err
@@ -175,21 +215,21 @@ func makeService(ctx context.Context, config *rest.Config) error {
 }
 
 // runCases runs the binary and prints what became of each case.
-func runCases(ctx context.Context, o options, dir, kubeconfig string) error {
+func runCases(ctx context.Context, o options, dir, kubeconfig string, more ...string) error {
 	log, err := os.Create(o.log)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Close() }()
 	report := filepath.Join(dir, "report.json")
-	cmd := exec.CommandContext(ctx, o.binary,
+	cmd := exec.CommandContext(ctx, o.binary, append(more,
 		"-kubeconfig="+kubeconfig,
 		"-provider=skeleton",
 		"-ginkgo.focus-file="+files,
 		"-ginkgo.no-color", "-ginkgo.v",
 		"-ginkgo.json-report="+report,
 		"-ginkgo.timeout="+o.limit.String(),
-	)
+	)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
 	cmd.Dir = dir
