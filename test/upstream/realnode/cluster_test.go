@@ -18,11 +18,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/clientcmd/api"
 
 	"legion.dev/legion/internal/hostclient"
 	"legion.dev/legion/internal/pki"
-	"legion.dev/legion/test/upstream/kube"
 )
 
 const (
@@ -32,6 +30,9 @@ const (
 	tokenID, tokenSecret = "abcdef", "0123456789abcdef"
 	limit                = 3 * time.Minute
 )
+
+// programs are all of them, in the order in which they end.
+var programs = []string{"legion-agent", "legiond", "kube-controller-manager", "kube-scheduler", "kube-apiserver"}
 
 // cluster is upstream's control plane, and one host with Legion on it.
 type cluster struct {
@@ -52,42 +53,46 @@ func newCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{T: t, dir: dir, procs: map[string]*exec.Cmd{}}
-	stop := func() {}
 	t.Cleanup(func() {
 		if t.Failed() {
 			c.explain()
 		}
-		for _, program := range []string{"legion-agent", "legiond", "kube-controller-manager", "kube-scheduler"} {
+		for _, program := range programs {
 			c.end(program, syscall.SIGTERM)
 		}
-		stop()
 		_ = os.RemoveAll(dir)
 	})
 	ca, err := pki.OpenAuthority(c.path("ca"))
 	c.must(err)
 	c.must(ca.Client(c.path("ca"), "apiserver", "kube-apiserver-kubelet-client", "system:masters"))
 	c.must(os.MkdirAll(c.path("api"), 0o700))
-	server, err := kube.Start(context.Background(), c.path("api"),
+	c.start("kube-apiserver", c.path("api"),
 		"--client-ca-file="+c.path("ca/ca.crt"), "--enable-bootstrap-token-auth",
 		"--kubelet-client-certificate="+c.path("ca/apiserver.crt"), "--kubelet-client-key="+c.path("ca/apiserver.key"),
 		"--kubelet-preferred-address-types=InternalIP")
-	c.must(err)
-	stop = server.Stop
-	c.config = server.Config
+	for deadline := time.Now().Add(limit); ; {
+		if c.config, err = clientcmd.BuildConfigFromFlags("", c.path("api/kubeconfig")); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			c.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	c.config.QPS = -1
 	c.api, err = kubernetes.NewForConfig(c.config)
 	c.must(err)
-	c.kubeconfig("admin.kubeconfig", c.config.BearerToken)
-	c.start("kube-controller-manager", "--kubeconfig="+c.path("admin.kubeconfig"), "--leader-elect=false", "--secure-port=0",
+	c.start("kube-controller-manager", "--kubeconfig="+c.path("api/kubeconfig"), "--leader-elect=false", "--secure-port=0",
 		"--service-account-private-key-file="+c.path("api/accounts.key"), "--root-ca-file="+c.path("api/apiserver.crt"),
 		"--cluster-signing-cert-file="+c.path("ca/ca.crt"), "--cluster-signing-key-file="+c.path("ca/ca.key"))
-	c.start("kube-scheduler", "--kubeconfig="+c.path("admin.kubeconfig"), "--leader-elect=false", "--secure-port=0")
+	c.start("kube-scheduler", "--kubeconfig="+c.path("api/kubeconfig"), "--leader-elect=false", "--secure-port=0")
 	return c
 }
 
 // prepareHost makes what legiond and the agent are started with.
 func (c *cluster) prepareHost() {
 	c.must(os.MkdirAll(c.path("node/units"), 0o755))
-	c.kubeconfig("bootstrap.kubeconfig", tokenID+"."+tokenSecret)
+	c.must(writeKubeconfig(c.path("bootstrap.kubeconfig"), c.config, tokenID+"."+tokenSecret))
 	c.host = hostclient.New(c.path("node/host.sock"))
 	listener, err := net.Listen("tcp", nodeIP+":0")
 	c.must(err)
@@ -112,16 +117,6 @@ func (c *cluster) must(err error) {
 	if err != nil {
 		c.Fatal(err)
 	}
-}
-
-// kubeconfig writes one for a bearer of a token.
-func (c *cluster) kubeconfig(name, token string) {
-	config := api.NewConfig()
-	config.Clusters["c"] = &api.Cluster{Server: c.config.Host, CertificateAuthority: c.config.CAFile}
-	config.AuthInfos["u"] = &api.AuthInfo{Token: token}
-	config.Contexts["c"] = &api.Context{Cluster: "c", AuthInfo: "u"}
-	config.CurrentContext = "c"
-	c.must(clientcmd.WriteToFile(*config, c.path(name)))
 }
 
 func (c *cluster) command(program string, args ...string) *exec.Cmd {
@@ -161,7 +156,7 @@ func (c *cluster) try(input string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	cmd := c.command("kubectl", args...)
-	cmd.Env = append(cmd.Env, "KUBECONFIG="+c.path("admin.kubeconfig"))
+	cmd.Env = append(cmd.Env, "KUBECONFIG="+c.path("api/kubeconfig"))
 	cmd.Stdin = strings.NewReader(input)
 	var out, problems bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &problems
@@ -214,7 +209,7 @@ func (c *cluster) explain() {
 		out, err := c.try("", args...)
 		c.Logf("kubectl %q: %v\n%s", args, err, out)
 	}
-	for _, program := range []string{"legion-agent", "legiond", "kube-controller-manager", "kube-scheduler"} {
+	for _, program := range programs {
 		text, _ := os.ReadFile(c.path(program + ".log"))
 		c.Logf("%s:\n%s", program, text[max(0, len(text)-3000):])
 	}
