@@ -41,7 +41,8 @@ func runServer(s *session, verb string, args []string) error {
 	if kubeconfig != "" {
 		env = append(slices.DeleteFunc(env, func(v string) bool { return strings.HasPrefix(v, "KUBECONFIG=") }), "KUBECONFIG="+kubeconfig)
 	}
-	err = unix.Exec(program, append([]string{program, verb}, args...), env)
+	// By this name it speaks of itself as what the person has typed.
+	err = unix.Exec(program, append([]string{"legion", verb}, args...), env)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cannot run legion %s: legion-server, which carries it out, is not beside legion in %s; `make build` builds it", verb, bin)
 	}

@@ -178,7 +178,7 @@ func TestPlanAndRollout(t *testing.T) {
 	sets := client.AppsV1().DaemonSets("default")
 
 	// A DaemonSet that is not there yet.
-	expect(t, must(t, "plan -f "+file+" --dry-run"), "daemonset default/exporter", "n1 ", "yes", "n4 ", "no: the node has no runtime handler host",
+	expect(t, must(t, "plan -f "+file+" --dry-run"), "daemonset default/exporter", "now: it is not there; 3 of 4 nodes are eligible", "n1 ", "yes", "n4 ", "no: the node has no runtime handler host",
 		"1. topology.kubernetes.io/zone=a: create a pod on n2", "on n3", "2. topology.kubernetes.io/zone=b: create a pod on n1")
 	if list, err := sets.List(t.Context(), metav1.ListOptions{}); err != nil || len(list.Items) != 0 {
 		t.Fatalf("the plan made something: %v %v", list, err)
@@ -260,4 +260,23 @@ func listPods(t *testing.T, client kubernetes.Interface) []corev1.Pod {
 		}
 	}
 	return live
+}
+
+func TestWrapped(t *testing.T) {
+	for _, c := range []struct {
+		width int
+		want  string
+	}{
+		{80, "Updating: 4 of 60 updated; 2 unavailable: node-7 ImagePull"},
+		{40, "Updating: 4 of 60 updated; 2|  unavailable: node-7 ImagePull"},
+		{20, "Updating: 4 of 60|  updated; 2|  unavailable:|  node-7 ImagePull"},
+		{4, "Updating:|  4|  of|  60|  updated;|  2|  unavailable:|  node-7|  ImagePull"},
+	} {
+		if got := strings.Join(wrapped("Updating: 4 of 60 updated; 2 unavailable: node-7 ImagePull", c.width), "|"); got != c.want {
+			t.Errorf("%d: %s, want %s", c.width, got, c.want)
+		}
+	}
+	if got := wrapped("", 80); len(got) != 1 || got[0] != "" {
+		t.Errorf("%q", got)
+	}
 }

@@ -89,6 +89,9 @@ func (s *fleetState) plan(now time.Time) plan {
 		DaemonSet: s.ds.Namespace + "/" + s.ds.Name, Revision: s.hash, Rollout: options.String(),
 		Now: f.Report(before, now).Progressing.Message, Nodes: []planNode{}, Steps: []planStep{},
 	}
+	if s.ds.UID == "" {
+		p.Now = fmt.Sprintf("it is not there; %d of %d nodes are eligible", f.Tally().Desired, len(s.nodes))
+	}
 	if !s.policy.Rolling() {
 		p.Rollout = "pods are replaced when they are deleted (OnDelete)"
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -63,7 +64,8 @@ type rolloutView struct {
 	terminal        int // its file descriptor, -1 if there is none
 	drawn           int // lines that the next picture replaces
 	last            string
-	// next is when there may be another picture: it takes a look at the fleet.
+	// next is when there may be another picture, which takes a look at the fleet,
+	// or another line: there is one a second at most, and the last.
 	next time.Time
 }
 
@@ -139,7 +141,7 @@ func (v *rolloutView) show(ctx context.Context, ds *appsv1.DaemonSet) (over bool
 	text, over, err := outcome(ds)
 	if v.terminal < 0 {
 		if text != v.last {
-			v.last = text
+			v.last, v.next = text, time.Now().Add(time.Second)
 			if _, err := fmt.Fprintln(v.out, text); err != nil {
 				return true, err
 			}
@@ -152,8 +154,7 @@ func (v *rolloutView) show(ctx context.Context, ds *appsv1.DaemonSet) (over bool
 	if s, err := gather(ctx, v.client, ds); err == nil {
 		lines = append(lines, s.zoneLines(time.Now())...)
 	}
-	lines = append(lines, text)
-	v.draw(lines)
+	v.draw(append(lines, wrapped(text, v.width()-1)...))
 	return over, err
 }
 
@@ -218,6 +219,24 @@ func (v *rolloutView) draw(lines []string) {
 	}
 	v.drawn = len(lines)
 	_, _ = io.WriteString(v.out, b.String())
+}
+
+// wrapped breaks a text into lines of so many characters, between words where
+// there are some: what is wrong is told at its end.
+func wrapped(text string, width int) []string {
+	var lines []string
+	line := ""
+	for _, word := range strings.Fields(text) {
+		switch {
+		case line == "":
+			line = word
+		case utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) <= width:
+			line += " " + word
+		default:
+			lines, line = append(lines, line), "  "+word
+		}
+	}
+	return append(lines, line)
 }
 
 // progressBar shows the updated nodes that are available as #, those that are

@@ -33,12 +33,17 @@ func Main(args []string) int {
 	}
 	root := command(os.Stdout, os.Stderr)
 	root.SetArgs(args)
+	// legion carries its fleet verbs out with this program.
+	name := "legion-server"
+	if os.Args[0] == "legion" {
+		name, root.Use = "legion", "legion"
+	}
 	if err := root.ExecuteContext(context.Background()); err != nil {
 		var exit exitStatus
 		if errors.As(err, &exit) {
 			return int(exit)
 		}
-		fmt.Fprintf(os.Stderr, "legion-server: %v\n", err)
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 		return 1
 	}
 	return 0

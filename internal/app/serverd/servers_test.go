@@ -52,6 +52,8 @@ func startStore(t *testing.T) (endpoint string) {
 	config.ListenClientUrls = []url.URL{{Scheme: "unix", Path: filepath.Join(dir, "sock")}}
 	config.AdvertiseClientUrls = config.ListenClientUrls
 	config.ListenPeerUrls = nil
+	// What is stored need not outlive the machine, and its disk may be busy.
+	config.UnsafeNoFsync = true
 	config.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:2380"}}
 	config.InitialCluster = config.InitialClusterFromName(config.Name)
 	store, err := embed.StartEtcd(config)
