@@ -169,6 +169,8 @@ func startEtcd(ctx context.Context, dir string) (string, func(), error) {
 	config.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:2380"}}
 	config.InitialCluster = config.InitialClusterFromName(config.Name)
 	config.QuotaBackendBytes = 8 << 30
+	// What is stored need not outlive the machine, and its disk may be busy.
+	config.UnsafeNoFsync = true
 	server, err := embed.StartEtcd(config)
 	if err != nil {
 		return "", nil, err
