@@ -50,6 +50,7 @@ var Rings = map[string]int{
 	"internal/syslog":     2,
 	"internal/vitals":     2,
 	"internal/keeper":     2,
+	"internal/journald":   2,
 	"internal/footprint":  2,
 
 	"internal/host":       3,
@@ -77,6 +78,7 @@ var Within = map[[2]string]string{
 	{"internal/podspec", "internal/ocispec"}:   "a pod's service becomes a container's",
 	{"internal/runner", "internal/cgroup"}:     "a process is born into its cgroup",
 	{"internal/unitlink", "internal/unitdir"}:  "which drop-ins a unit has is known in one place",
+	{"internal/journald", "internal/notify"}:   "both receive datagrams with their senders' credentials",
 	{"internal/syslog", "internal/notify"}:     "both receive datagrams with their senders' credentials",
 	{"internal/keeper", "internal/footprint"}:  "both programs let go of pages in the same way",
 	{"internal/keeper", "internal/notify"}:     "the keeper hears services while there is no legiond",

@@ -61,7 +61,7 @@ func (h *Host) sender(m Message) *unit {
 	return units[path]
 }
 
-// said puts a line from /dev/log to the others of the service whose process has
+// said puts a line from /dev/log or for systemd's journal to the others of the service whose process has
 // sent it, or into legiond's own log.
 func (h *Host) said(l SyslogLine) {
 	u := h.sender(Message{PID: l.PID, CgroupID: l.CgroupID})

@@ -162,7 +162,7 @@ type Logs interface {
 	Problems() []service.Warning
 }
 
-// Syslog receives what programs say on /dev/log.
+// Syslog receives what programs say on /dev/log and to systemd's journal.
 type Syslog interface {
 	Lines() <-chan SyslogLine
 	// Suspend receives no more and closes Lines; the socket stays.

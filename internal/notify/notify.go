@@ -172,8 +172,14 @@ func (s *Socket) Close() error {
 
 func (s *Socket) receive() {
 	defer close(s.messages)
-	buf, oob := make([]byte, s.max), make([]byte, 1024)
+	usual, oob := make([]byte, min(s.max, usualMax)), make([]byte, 1024)
 	for {
+		buf := usual
+		if s.max > usualMax {
+			if n := s.size(); n > usualMax {
+				buf = make([]byte, min(n, s.max))
+			}
+		}
 		n, oobn, flags, _, err := s.conn.ReadMsgUnix(buf, oob)
 		if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
 			return
@@ -200,6 +206,22 @@ func (s *Socket) receive() {
 	}
 }
 
+// usualMax is up to which length of a datagram room for it is kept ready.
+const usualMax = 64 << 10
+
+// size waits for a datagram and is its length; 0 where none comes.
+func (s *Socket) size() (n int) {
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Read(func(fd uintptr) bool {
+		n, _, err = unix.Recvfrom(int(fd), nil, unix.MSG_PEEK|unix.MSG_TRUNC|unix.MSG_DONTWAIT)
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	return n
+}
+
 // parse reads a datagram's control messages.
 func parse(oob []byte) (Message, bool) {
 	var m Message
@@ -222,7 +244,7 @@ func parse(oob []byte) (Message, bool) {
 			}
 		case scmPidFD:
 			if fds, err := unix.ParseUnixRights(&unix.SocketControlMessage{Header: unix.Cmsghdr{Level: unix.SOL_SOCKET, Type: unix.SCM_RIGHTS}, Data: c.Data}); err == nil && len(fds) == 1 {
-				m.CgroupID = cgroupID(fds[0])
+				m.CgroupID = CgroupID(fds[0])
 				unix.Close(fds[0])
 			}
 		case unix.SCM_CREDENTIALS:
@@ -247,8 +269,9 @@ func assignments(data []byte) map[string]string {
 // scmPidFD is SCM_PIDFD of <linux/socket.h>.
 const scmPidFD = 4
 
-// cgroupID asks a pidfd for the cgroup of its process (<linux/pidfd.h>).
-func cgroupID(pidfd int) uint64 {
+// CgroupID asks a pidfd for the cgroup of its process (<linux/pidfd.h>); 0 where
+// the kernel does not tell.
+func CgroupID(pidfd int) uint64 {
 	var info struct {
 		mask, cgroup uint64
 		rest         [48]byte

@@ -102,8 +102,8 @@ func (s *Socket) Lines() <-chan Line { return s.lines }
 // Suspend ends Lines after what has been received; the socket stays.
 func (s *Socket) Suspend() { s.socket.Suspend() }
 
-// File is a copy of the socket's descriptor, for the next Open.
-func (s *Socket) File() (*os.File, error) { return s.socket.File() }
+// FD is another descriptor of the socket, for the next Open.
+func (s *Socket) FD() (int, error) { return s.socket.FD() }
 
 // Close ends the service and takes the link away.
 func (s *Socket) Close() {

@@ -114,12 +114,12 @@ func TestServe(t *testing.T) {
 	if _, err := Open(p, nil); !errors.Is(err, ErrServed) {
 		t.Errorf("a second one: %v", err)
 	}
-	file, err := s.File()
+	fd, err := s.FD()
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = s.socket.Close() // and so nothing else of it, as by its end
-	next, err := Open(p, file)
+	next, err := Open(p, os.NewFile(uintptr(fd), "log"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -170,7 +170,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 			log.Warn("programs will not see that legiond is in systemd's place", "error", err)
 		}
 	}
-	sayings := before.syslog(o, log)
+	sayings := before.sayings(o, log)
 	defer sayings.close()
 	logs, err := journal.Open(filepath.Join(o.Dir, "log"), journal.Options{RunDir: filepath.Join(o.Dir, "run")})
 	if err != nil {
@@ -227,7 +227,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	err = serve(ctx, o, h, listener, log)
 	if errors.Is(err, host.ErrReexec) {
 		logs.Close()
-		return succeed(program, h.Handover(), notes, listener, sayings.s)
+		return succeed(program, h.Handover(), notes, listener, sayings)
 	}
 	if err != nil {
 		return err

@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"legion.dev/legion/internal/host"
+	"legion.dev/legion/internal/journald"
 	"legion.dev/legion/internal/notify"
 	"legion.dev/legion/internal/runner"
 	"legion.dev/legion/internal/service"
-	"legion.dev/legion/internal/syslog"
 )
 
 // legacy is what one legiond leaves to the next in the same process, in a
@@ -27,10 +27,12 @@ import (
 // directory, as after a crash; only that here no descriptor is closed, and
 // nothing that was on its way is lost.
 type legacy struct {
-	Notify   int           `json:"notify"`
-	Listener int           `json:"listener"`
-	Syslog   int           `json:"syslog,omitempty"`
-	Host     host.Handover `json:"host"`
+	Notify   int `json:"notify"`
+	Listener int `json:"listener"`
+	Syslog   int `json:"syslog,omitempty"`
+	// Journal are the sockets of systemd's journal.
+	Journal *journald.Handover `json:"journal,omitempty"`
+	Host    host.Handover      `json:"host"`
 }
 
 const legacyVariable = "LEGION_HANDOVER"
@@ -85,7 +87,7 @@ func (u *untilStopped) Close() error {
 }
 
 // succeed executes the program in this process; it returns only if that fails.
-func succeed(program string, v host.Handover, notes *notify.Socket, listener *net.UnixListener, sayings *syslog.Socket) error {
+func succeed(program string, v host.Handover, notes *notify.Socket, listener *net.UnixListener, sayings sayings) error {
 	fail := func(err error) error {
 		return fmt.Errorf("cannot execute %s anew: %w; start legiond again: what it runs goes on and is adopted", program, err)
 	}
@@ -103,15 +105,11 @@ func succeed(program string, v host.Handover, notes *notify.Socket, listener *ne
 	}
 	left := legacy{Notify: int(n.Fd()), Listener: int(l.Fd()), Host: v}
 	keep := append(v.FDs(), fd, left.Notify, left.Listener)
-	if sayings != nil {
-		f, err := sayings.File()
-		if err != nil {
-			return fail(err)
-		}
-		defer f.Close()
-		left.Syslog = int(f.Fd())
-		keep = append(keep, left.Syslog)
+	more, err := sayings.leave(&left)
+	if err != nil {
+		return fail(err)
 	}
+	keep = append(keep, more...)
 	data, err := json.Marshal(left)
 	if err != nil {
 		return fail(err)
