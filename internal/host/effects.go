@@ -89,6 +89,7 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		defer hangUp(q.Files)
 		var p Process
 		var lost []string
+		ooms := 0
 		dir, err := h.o.Cgroups.Create(path)
 		h.point("before a fork")
 		if err == nil {
@@ -106,11 +107,18 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		if err != nil {
 			err = fmt.Errorf("cannot start %s: %w", u.title(), err)
 		} else {
+			if spec.Resources != nil {
+				// It may be killed before the news of its start is told.
+				ooms = h.o.Cgroups.OOMKills(path)
+			}
 			p, err = h.o.Processes.Start(q)
 		}
 		h.point("after a fork")
 		h.later(func() {
 			u.unbounded = lost
+			if e.Main || e.Kind == service.Start {
+				u.ooms = ooms
+			}
 			h.spawned(u, e, dir, p, err)
 		})
 	}()
@@ -133,9 +141,6 @@ func (h *Host) spawned(u *unit, e machine.Spawn, dir string, p Process, err erro
 		h.step(u, machine.Event{Kind: machine.SpawnFailed, Run: e.Run, Proc: e.Proc, Message: err.Error()})
 	} else {
 		h.own(u, e.Run, e.Proc, p)
-		if u.spec.Resources != nil {
-			u.ooms = h.o.Cgroups.OOMKills(u.cgroup)
-		}
 		h.step(u, machine.Event{Kind: machine.Spawned, Run: e.Run, Proc: e.Proc, PID: p.PID(), StartTicks: p.StartTicks()})
 		if e.Main {
 			h.watchName(u)

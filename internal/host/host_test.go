@@ -39,8 +39,11 @@ type machineFake struct {
 	follows []int
 	// broken services cannot be started.
 	broken map[string]bool
-	log    []string
+	// hungry services are killed for want of memory before the news of their
+	// start is out; ooms counts that.
+	hungry map[string]bool
 	ooms   int
+	log    []string
 	// probe, where not nil, answers probes and requests of hooks.
 	probe func(context.Context, *service.Probe) (bool, string)
 	saved map[string]any
@@ -59,7 +62,7 @@ type procFake struct {
 func newFake() *machineFake {
 	return &machineFake{
 		next: 100, procs: map[int]*procFake{}, exits: make(chan Exited, 100), empty: make(chan string, 100), notes: make(chan Message, 100),
-		slow: map[string]time.Duration{}, deaf: map[string]bool{}, ready: map[string]bool{}, broken: map[string]bool{}, saved: map[string]any{},
+		slow: map[string]time.Duration{}, deaf: map[string]bool{}, ready: map[string]bool{}, hungry: map[string]bool{}, broken: map[string]bool{}, saved: map[string]any{},
 	}
 }
 
@@ -90,6 +93,11 @@ func (m *machineFake) Start(q Request) (Process, error) {
 	p := &procFake{m, m.next, q.Cgroup}
 	m.procs[p.pid] = p
 	m.say("start %s", q.Service)
+	if m.hungry[q.Service] {
+		m.ooms++
+		m.end(p, service.Exit{At: time.Now(), Signal: 9})
+		time.Sleep(time.Second)
+	}
 	if ready {
 		m.notes <- Message{PID: p.pid, Note: machine.Note{Ready: true}}
 		time.Sleep(slow)
@@ -116,13 +124,18 @@ func (m *machineFake) Suspend()                                             { m.
 func (m *machineFake) Leads(pid int) bool                                   { return !slices.Contains(m.follows, pid) }
 func (m *machineFake) CleanUp(string, *service.Service, bool) error         { return nil }
 func (m *machineFake) Limit(string, *service.Limits) (enter, lost []string) { return nil, nil }
-func (m *machineFake) OOMKills(string) int                                  { return m.ooms }
 func (m *machineFake) Without(*service.ExecContext) []string                { return nil }
 func (m *machineFake) Release(*service.Group) error                         { return nil }
 func (p *procFake) PID() int                                                { return p.pid }
 func (p *procFake) StartTicks() uint64                                      { return 1 }
 func (p *procFake) Close()                                                  {}
 func (p *procFake) Signal(n int) error                                      { p.m.signal(p.pid, n); return nil }
+
+func (m *machineFake) OOMKills(string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ooms
+}
 
 func (m *machineFake) signal(pid, n int) {
 	m.mu.Lock()
@@ -464,6 +477,32 @@ func TestEarlyMessage(t *testing.T) {
 		}
 		if got := f.state("n"); got != "running" {
 			t.Errorf("it is %s", got)
+		}
+	})
+}
+
+// TestEarlyWantOfMemory: a process that the kernel has killed for want of memory
+// before the news of its start is known to have ended so.
+func TestEarlyWantOfMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newFake()
+		g := unitOf("n", service.Dependencies{})
+		g.Services[0].Resources = &service.Limits{MemoryMax: &service.Amount{Value: 1 << 20}}
+		m.units = []service.Group{g}
+		f := m.host(t)
+		defer f.leave()
+		m.be(func() { m.ooms, m.hungry["n"] = 3, true })
+		if _, err := f.h.Do(context.Background(), "n", "start", "test", false, nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		group, err := f.h.Group(context.Background(), "n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if main := group.Status.Services[0].Main; main == nil || main.Exit == nil || !main.Exit.OOM {
+			t.Errorf("its end: %+v", group.Status.Services[0])
 		}
 	})
 }
