@@ -209,6 +209,8 @@ func (d *daemon) until(name string, want func(service.Status) bool) service.Stat
 // said waits until the service has written a line with the text.
 func (d *daemon) said(name, text string) {
 	d.t.Helper()
+	// There is a log from its first process on.
+	d.until(name, func(s service.Status) bool { return s.Main != nil && (s.Main.PID != 0 || s.Main.Exit != nil) })
 	log, err := d.client.Logs(d.ctx, name, hostapi.LogQuery{Tail: -1, Follow: true})
 	if err != nil {
 		d.t.Fatal(err)
