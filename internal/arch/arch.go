@@ -50,6 +50,7 @@ var Rings = map[string]int{
 	"internal/syslog":     2,
 	"internal/vitals":     2,
 	"internal/keeper":     2,
+	"internal/procstat":   2,
 	"internal/journald":   2,
 	"internal/footprint":  2,
 
@@ -76,6 +77,8 @@ var Within = map[[2]string]string{
 	{"internal/ocispec", "internal/unitfile"}:  "the words for signals and capabilities are in one place",
 	{"internal/promote", "internal/unitfile"}:  "what a directive means is known in one place",
 	{"internal/podspec", "internal/ocispec"}:   "a pod's service becomes a container's",
+	{"internal/runner", "internal/procstat"}:   "what the kernel tells of a process is read in one way",
+	{"internal/cgroup", "internal/procstat"}:   "what the kernel tells of a process is read in one way",
 	{"internal/runner", "internal/cgroup"}:     "a process is born into its cgroup",
 	{"internal/unitlink", "internal/unitdir"}:  "which drop-ins a unit has is known in one place",
 	{"internal/journald", "internal/notify"}:   "both receive datagrams with their senders' credentials",

@@ -8,23 +8,28 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"legion.dev/legion/internal/procstat"
 )
 
 // tracked is a process that was started for a path: the leader of a session.
 type tracked struct {
 	pid   int
-	ticks string
+	ticks int
 	// mark is in the environment of the process and of what it starts.
 	mark string
 }
 
 // seen is what was read of a process's environment once.
-type seen struct{ ticks, mark string }
+type seen struct {
+	ticks int
+	mark  string
+}
 
 // process is what /proc tells of one.
 type process struct {
 	pid, parent, group, session int
-	ticks                       string
+	ticks                       int
 	zombie                      bool
 	// memory: it has any, unlike those of the kernel.
 	memory bool
@@ -227,22 +232,13 @@ func processes() map[int]process {
 	return out
 }
 
-// readProcess reads /proc/PID/stat (proc(5)).
 func readProcess(pid int) (process, bool) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	s, err := procstat.Read(pid)
 	if err != nil {
 		return process{}, false
 	}
-	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	if len(fields) < 21 {
-		return process{}, false
-	}
-	number := func(i int) int {
-		n, _ := strconv.Atoi(string(fields[i]))
-		return n
-	}
 	return process{
-		pid: pid, parent: number(1), group: number(2), session: number(3), ticks: string(fields[19]),
-		zombie: fields[0][0] == 'Z' || fields[0][0] == 'X', memory: string(fields[20]) != "0",
+		pid: pid, parent: s.Number(procstat.Parent), group: s.Number(procstat.Group), session: s.Number(procstat.Session),
+		ticks: s.Number(procstat.StartTime), zombie: s.Over(), memory: s.Number(procstat.Size) != 0,
 	}, true
 }

@@ -2,7 +2,6 @@ package cgroup
 
 import (
 	"bufio"
-	"bytes"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"legion.dev/legion/internal/procstat"
 )
 
 // Usage is what processes use.
@@ -51,22 +52,12 @@ func UsageOf(dir string) (Usage, error) {
 
 // UsageOfProcess is UsageOf for one process, where there are no cgroups.
 func UsageOfProcess(pid int) (Usage, error) {
-	text := strconv.Itoa(pid)
-	data, err := os.ReadFile("/proc/" + text + "/stat")
+	s, err := procstat.Read(pid)
 	if err != nil {
 		return Usage{}, err
 	}
-	// proc(5): utime and stime, in the ticks that userspace is told of.
-	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	if len(fields) < 13 {
-		return Usage{}, fmt.Errorf("/proc/%d/stat is not understood", pid)
-	}
-	user, err1 := strconv.ParseInt(string(fields[11]), 10, 64)
-	system, err2 := strconv.ParseInt(string(fields[12]), 10, 64)
-	if err1 != nil || err2 != nil {
-		return Usage{}, fmt.Errorf("/proc/%d/stat is not understood", pid)
-	}
-	return Usage{CPU: time.Duration(user+system) * Tick, Memory: memoryOf(text)}, nil
+	ticks := s.Number(procstat.UserTime) + s.Number(procstat.SystemTime)
+	return Usage{CPU: time.Duration(ticks) * Tick, Memory: memoryOf(strconv.Itoa(pid))}, nil
 }
 
 // Tick is the unit of times in /proc: USER_HZ is 100 on all of Linux's machines.

@@ -1,14 +1,13 @@
 package cli
 
 import (
-	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
+	"legion.dev/legion/internal/procstat"
 	"legion.dev/legion/internal/service"
 )
 
@@ -57,18 +56,17 @@ func usageOf(st service.Status) usage {
 	return u
 }
 
-// processUsage reads /proc/PID/stat and statm; a process that has ended uses
-// nothing.
+// processUsage is what a process uses; one that has ended uses nothing.
 func processUsage(pid int) usage {
-	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	f := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	if len(f) < 22 {
+	s, err := procstat.Read(pid)
+	if err != nil {
 		return usage{}
 	}
-	at := func(i int) uint64 { n, _ := strconv.ParseUint(f[i-3], 10, 64); return n } // proc(5) counts from 1, pid and comm are cut off
-	u := usage{cpu: time.Duration(at(14)+at(15)) * clockTick, tasks: int(at(20))}
-	u.memory = at(24) * uint64(os.Getpagesize())
-	return u
+	return usage{
+		cpu:    time.Duration(s.Number(procstat.UserTime)+s.Number(procstat.SystemTime)) * clockTick,
+		tasks:  s.Number(procstat.Threads),
+		memory: uint64(s.Number(procstat.Resident)) * uint64(os.Getpagesize()),
+	}
 }
 
 func number(path string) (uint64, bool) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"legion.dev/legion/internal/machine"
+	"legion.dev/legion/internal/procstat"
 	"legion.dev/legion/internal/service"
 )
 
@@ -57,8 +58,8 @@ func (h *Host) takeEnded(u *unit, run uint64, pid int) bool {
 	proc := u.in.Procs + 1 // the number that the machine gives it
 	p, err := h.o.Processes.Adopt(pid, 0)
 	x, told := h.early[pid]
-	switch state, _ := stat(pid); {
-	case err == nil && state == 'Z':
+	switch st, e := procstat.Read(pid); {
+	case err == nil && e == nil && st.State() == 'Z':
 		h.own(u, run, proc, p)
 		x.StartTicks = p.StartTicks()
 	case err == nil:
@@ -135,7 +136,7 @@ func (h *Host) lookForMain(u *unit) (int, error) {
 	// As systemd: the one whose parent is the service manager, if it is alone.
 	var found []int
 	for _, pid := range pids {
-		if parent(pid) == os.Getpid() || parent(pid) == 1 {
+		if p := parent(pid); p == os.Getpid() || p == 1 {
 			found = append(found, pid)
 		}
 	}
@@ -145,24 +146,13 @@ func (h *Host) lookForMain(u *unit) (int, error) {
 	return 0, fmt.Errorf("%d processes, and no telling which is the main one", len(pids))
 }
 
+// parent is 0 for a process that is gone.
 func parent(pid int) int {
-	_, ppid := stat(pid)
-	return ppid
-}
-
-// stat gives the state of a process and its parent (proc(5), /proc/PID/stat),
-// zeroes where there is no such process.
-func stat(pid int) (state byte, ppid int) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	st, err := procstat.Read(pid)
 	if err != nil {
-		return 0, 0
+		return 0
 	}
-	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
-	if len(fields) < 2 {
-		return 0, 0
-	}
-	ppid, _ = strconv.Atoi(fields[1])
-	return fields[0][0], ppid
+	return st.Number(procstat.Parent)
 }
 
 // namedNow says whether the PID file names the process in this life of the

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"legion.dev/legion/internal/procstat"
 	"legion.dev/legion/internal/service"
 )
 
@@ -236,9 +237,9 @@ func collect(e *entry) (service.Exit, bool) {
 	}
 	// Before Linux 6.15 the status can be seen only while the process is a
 	// zombie, and only by those who may trace it.
-	if st, err := stat(e.pid); err == nil && st.startTicks == e.ticks {
-		if st.state == 'Z' && st.exitCode >= 0 && mayTrace(e.pid) {
-			return exitOf(syscall.WaitStatus(st.exitCode)), true
+	if st, err := procstat.Read(e.pid); err == nil && uint64(st.Number(procstat.StartTime)) == e.ticks {
+		if st.State() == 'Z' && st.Has(procstat.ExitCode) && mayTrace(e.pid) {
+			return exitOf(syscall.WaitStatus(st.Number(procstat.ExitCode))), true
 		}
 		return service.Exit{}, false
 	}

@@ -1,74 +1,22 @@
 package runner
 
 import (
-	"bytes"
-	"fmt"
 	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"legion.dev/legion/internal/procstat"
 )
 
-// StartTicks reads when a process started, in clock ticks since boot: field 22
-// of /proc/PID/stat. With the process ID it names a process until reboot.
+// StartTicks reads when a process started, in clock ticks since boot. With the
+// process ID it names a process until reboot.
 func StartTicks(pid int) (uint64, error) {
-	f, err := stat(pid)
+	s, err := procstat.Read(pid)
 	if err != nil {
 		return 0, err
 	}
-	return f.startTicks, nil
-}
-
-// statFields are the fields of /proc/PID/stat that Legion looks at; proc(5).
-type statFields struct {
-	state      byte
-	parent     int
-	startTicks uint64
-	// exitCode is in wait(2)'s form; -1 where the kernel does not say.
-	exitCode int
-}
-
-func stat(pid int) (statFields, error) {
-	data, err := readSmall(procDir(pid) + "/stat")
-	if err != nil {
-		return statFields{}, err
-	}
-	// The command name may hold blanks and parentheses; the last one ends it.
-	i := bytes.LastIndexByte(data, ')')
-	if i < 0 {
-		return statFields{}, fmt.Errorf("/proc/%d/stat is not understood", pid)
-	}
-	fields := bytes.Fields(data[i+1:])
-	if len(fields) < 20 {
-		return statFields{}, fmt.Errorf("/proc/%d/stat is not understood", pid)
-	}
-	ticks, err := strconv.ParseUint(string(fields[19]), 10, 64)
-	if err != nil {
-		return statFields{}, fmt.Errorf("/proc/%d/stat is not understood: %w", pid, err)
-	}
-	s := statFields{state: fields[0][0], startTicks: ticks, exitCode: -1}
-	s.parent, _ = strconv.Atoi(string(fields[1]))
-	if len(fields) >= 50 {
-		if code, err := strconv.Atoi(string(fields[49])); err == nil {
-			s.exitCode = code
-		}
-	}
-	return s, nil
-}
-
-// readSmall reads what the kernel gives in one piece, as each start does.
-func readSmall(path string) ([]byte, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer unix.Close(fd)
-	buf := make([]byte, 1024)
-	n, err := unix.Read(fd, buf)
-	if err != nil {
-		return nil, &os.PathError{Op: "read", Path: path, Err: err}
-	}
-	return buf[:n], nil
+	return uint64(s.Number(procstat.StartTime)), nil
 }
 
 func procDir(pid int) string { return "/proc/" + strconv.Itoa(pid) }
@@ -82,8 +30,9 @@ func descendants(pid int) []int {
 	children := map[int][]int{}
 	for _, e := range entries {
 		if child, err := strconv.Atoi(e.Name()); err == nil {
-			if s, err := stat(child); err == nil {
-				children[s.parent] = append(children[s.parent], child)
+			if s, err := procstat.Read(child); err == nil {
+				parent := s.Number(procstat.Parent)
+				children[parent] = append(children[parent], child)
 			}
 		}
 	}
@@ -105,7 +54,7 @@ func holdDescendants(pid int) []int {
 		if err != nil {
 			continue // it is gone
 		}
-		if s, err := stat(d); err != nil || !family[s.parent] {
+		if s, err := procstat.Read(d); err != nil || !family[s.Number(procstat.Parent)] {
 			unix.Close(fd)
 			continue
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"legion.dev/legion/internal/host"
+	"legion.dev/legion/internal/procstat"
 	"legion.dev/legion/internal/sandbox"
 )
 
@@ -47,15 +48,10 @@ func (p *processes) Origin(pid int, mark string) host.Origin {
 }
 
 // executing says whether a process is in the middle of exec: it has a program
-// already and no environment yet (env_end of proc(5), /proc/PID/stat).
+// already and no environment yet (env_end of proc(5)).
 func executing(dir string) bool {
-	data, err := os.ReadFile(filepath.Join(dir, "stat"))
-	if err != nil {
-		return false
-	}
-	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	const state, envEnd = 0, 48
-	return len(fields) > envEnd && string(fields[envEnd]) == "0" && fields[state][0] != 'Z' && fields[state][0] != 'X'
+	st, err := procstat.ReadFile(filepath.Join(dir, "stat"))
+	return err == nil && st.Has(procstat.EnvEnd) && st.Number(procstat.EnvEnd) == 0 && !st.Over()
 }
 
 // birthWait bounds how long Invocations waits for what is in the middle of exec.
