@@ -45,10 +45,10 @@ func Load(paths []string, opts Options) (groups []service.Group, problems []serv
 	l.loadAll(l.names())
 	l.pull()
 	l.boot()
-	for _, g := range l.groups {
-		groups = append(groups, *g)
+	groups = make([]service.Group, 0, len(l.groups))
+	for _, name := range sortedKeys(l.groups) {
+		groups = append(groups, *l.groups[name])
 	}
-	sort.Slice(groups, func(i, j int) bool { return groups[i].Name < groups[j].Name })
 	return groups, l.problems
 }
 

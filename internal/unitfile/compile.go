@@ -25,7 +25,6 @@ type compiler struct {
 	startSet            bool
 	notifySet           bool
 	modes               map[string]uint32
-	dirs                map[string]*[]service.Directory
 	reported            map[string]bool
 }
 
@@ -72,10 +71,9 @@ func Compile(name string, fragment *File, dropins []*File, opts Options) (servic
 	if err := finish(); err != nil {
 		return service.Group{}, &Error{fragment.Path, 0, err.Error()}
 	}
-	if suffix != ".service" {
-		return *c.group, nil
+	if suffix == ".service" {
+		c.group.Services = []service.Service{c.svc}
 	}
-	c.group.Services = []service.Service{c.svc}
 	return *c.group, nil
 }
 
@@ -98,12 +96,24 @@ func newCompiler(name, fragment string, opts Options) *compiler {
 		modes:    map[string]uint32{},
 		reported: map[string]bool{},
 	}
-	x := &c.svc.Exec
-	c.dirs = map[string]*[]service.Directory{
-		"RuntimeDirectory": &x.Runtime, "StateDirectory": &x.State, "CacheDirectory": &x.Cache,
-		"LogsDirectory": &x.Logs, "ConfigurationDirectory": &x.Configuration,
-	}
 	return c
+}
+
+// directories is what a directive sets.
+func (c *compiler) directories(directive string) *[]service.Directory {
+	x := &c.svc.Exec
+	switch directive {
+	case "RuntimeDirectory":
+		return &x.Runtime
+	case "StateDirectory":
+		return &x.State
+	case "CacheDirectory":
+		return &x.Cache
+	case "LogsDirectory":
+		return &x.Logs
+	default:
+		return &x.Configuration
+	}
 }
 
 func (c *compiler) warn(e Entry, format string, args ...any) {
@@ -221,9 +231,10 @@ func (c *compiler) finish() error {
 	if x := s.Exec.Sandbox; x != nil && reflect.DeepEqual(*x, service.Sandbox{}) {
 		s.Exec.Sandbox = nil
 	}
-	for kind, list := range c.dirs {
-		for i := range *list {
-			(*list)[i].Mode = c.modes[kind]
+	for directive, mode := range c.modes {
+		list := *c.directories(directive)
+		for i := range list {
+			list[i].Mode = mode
 		}
 	}
 	return nil

@@ -50,9 +50,9 @@ func (e *Error) Error() string {
 // Parse takes a unit file apart. Lines that mean nothing are warnings; the
 // error is an *Error and means that the file as a whole cannot be used.
 func Parse(path string, data []byte) (*File, error) {
-	f := &File{Path: path}
-	p := parser{file: f}
 	text := strings.TrimPrefix(string(data), "\ufeff")
+	f := &File{Path: path, Entries: make([]Entry, 0, min(strings.Count(text, "="), 32))}
+	p := parser{file: f}
 	pending, start, line := "", 0, 0
 	for text != "" {
 		var l string

@@ -57,6 +57,9 @@ var errUnknownSpecifier = errors.New("unknown specifier")
 // Expand replaces the specifiers (systemd.unit(5), "Specifiers") in a text that
 // belongs to the unit. An unknown specifier stays as it is.
 func (o Options) Expand(unit, fragment, text string) (string, error) {
+	if !strings.Contains(text, "%") {
+		return strings.Clone(text), nil // which does not keep the whole file
+	}
 	var b strings.Builder
 	for i := 0; i < len(text); i++ {
 		if text[i] != '%' || i == len(text)-1 {

@@ -128,7 +128,7 @@ func rlimit(c *compiler, e Entry) error {
 }
 
 func directories(c *compiler, e Entry) error {
-	to := c.dirs[e.Key]
+	to := c.directories(e.Key)
 	if e.Value == "" {
 		*to = nil
 		return nil

@@ -239,6 +239,7 @@ func (u units) Load() ([]service.Group, []service.Warning) {
 	if u.made != nil {
 		u.made.run()
 	}
+	busy()
 	o := u.options()
 	groups, problems := unitdir.Load(u.path, o)
 	say := func(level slog.Level, w service.Warning) {

@@ -13,10 +13,13 @@ import (
 // compute, and must leave the machine to the services.
 func small() {
 	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
-	// The start makes much garbage in a short time; trimNowAndThen saves then.
-	debug.SetGCPercent(200)
+	busy()
 	debug.SetMemoryLimit(64 << 20)
 }
+
+// busy lets what comes make much garbage, as the start does; trimNowAndThen ends
+// it.
+func busy() { debug.SetGCPercent(200) }
 
 // trimEvery is how often memory is given back; the first time it is what only
 // the start needed, later what only requests did.
