@@ -34,14 +34,15 @@ type runs struct {
 	size  int64 // whole lines only
 	dirty bool
 	line  []byte // of the last Save, to be used again
-	// once is how large the file was when it last had each name once.
-	once int64
+	// lines are how long those that count are, by name, and once is their sum.
+	lines map[string]int
+	once  int
 }
 
 // openRuns opens the file in the directory. What a power cut has left of a last
 // line is cut off: it was not waited for.
 func openRuns(dir string) (*runs, error) {
-	r := &runs{path: filepath.Join(dir, "log")}
+	r := &runs{path: filepath.Join(dir, "log"), lines: map[string]int{}}
 	var err error
 	if r.file, err = os.OpenFile(r.path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600); err != nil {
 		return nil, err
@@ -54,8 +55,10 @@ func openRuns(dir string) (*runs, error) {
 	if err != nil {
 		return nil, errors.Join(err, r.file.Close())
 	}
-	for _, text := range newest(data[:r.size]) {
-		r.once += int64(len(text))
+	for escaped, line := range newest(data[:r.size]) {
+		if name, err := url.PathUnescape(escaped); err == nil {
+			r.count(name, len(line))
+		}
 	}
 	return r, nil
 }
@@ -88,7 +91,20 @@ func (r *runs) add(name string, data []byte) error {
 	}
 	r.size += int64(len(r.line))
 	r.dirty = true
+	if data == nil {
+		r.count(name, 0)
+	} else {
+		r.count(name, len(r.line))
+	}
 	return nil
+}
+
+// count notes how long the newest line of a name is, 0 for none that counts.
+func (r *runs) count(name string, n int) {
+	r.once += n - r.lines[name]
+	if r.lines[name] = n; n == 0 {
+		delete(r.lines, name)
+	}
 }
 
 // worthShrinking is the size below which lines that do not count any more do no
@@ -108,7 +124,7 @@ func (r *runs) sync() error {
 		return nil
 	}
 	err := r.file.Sync() // who puts another one in its place holds syncing
-	if err == nil && size > max(worthShrinking, 4*once) {
+	if err == nil && size > max(worthShrinking, 4*int64(once)) {
 		err = r.shrink(size)
 	}
 	if err == nil {
@@ -163,7 +179,7 @@ func (r *runs) replace(next *os.File, data []byte) error {
 		return err
 	}
 	before := r.file
-	r.file, r.size, r.once = next, int64(len(kept)+len(added)), int64(len(kept))
+	r.file, r.size = next, int64(len(kept)+len(added))
 	return before.Close()
 }
 

@@ -91,7 +91,11 @@ func TestRunsShrink(t *testing.T) {
 	if st, err := os.Stat(s.runs.path); err != nil || st.Size() != s.runs.size || st.Size() > worthShrinking {
 		t.Errorf("%v, %v", st.Size(), err)
 	}
+	counted := s.runs.once
 	s, got := reopened(t, s)
+	if s.runs.once != counted {
+		t.Errorf("%d bytes count, and were counted as %d", s.runs.once, counted)
+	}
 	for i := range names {
 		if a := got[fmt.Sprint("run ", i)].A; a != fmt.Sprint(pad, times-1) {
 			t.Errorf("run %d: %q", i, a)
