@@ -23,7 +23,7 @@ type counter struct {
 
 // atLeastEvery bounds how long it is not looked closely: other tasks of the
 // machine may end meanwhile.
-const atLeastEvery = 50 * time.Millisecond
+const atLeastEvery = 200 * time.Millisecond
 
 func (c *counter) reaches(n int) bool {
 	if tasks() < c.others+n && time.Since(c.looked) < atLeastEvery {
