@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -65,7 +66,7 @@ func TestGate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: &gate{"n1", fakeReviews{[]string{
+	server := &http.Server{ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0), Handler: &gate{"n1", fakeReviews{[]string{
 		"apiserver [masters system:authenticated] create nodes/n1/proxy",
 		"apiserver [masters system:authenticated] get nodes/n1/proxy",
 		"ann [ops] get nodes/n1/stats",
