@@ -102,10 +102,10 @@ func (c *cluster) prepareHost() {
 
 func (c *cluster) startHost() { c.start("legiond", c.path("node")) }
 
-// startAgent runs the agent, which asks the cluster for its certificate unless
-// it has one.
-func (c *cluster) startAgent() {
-	c.start("legion-agent", "--bootstrap-kubeconfig", c.path("bootstrap.kubeconfig"), "--client-ca-file", c.path("ca/ca.crt"),
+// startAgent runs the agent, with a kubeconfig that is the node's, or with one
+// by which it asks the cluster for its certificate unless it has one.
+func (c *cluster) startAgent(flag, kubeconfig string) {
+	c.start("legion-agent", flag, c.path(kubeconfig), "--client-ca-file", c.path("ca/ca.crt"),
 		"--node", node, "--node-ip", nodeIP, "--kubelet-port", fmt.Sprint(c.port),
 		"--dir", c.path("agent"), "--host-socket", c.path("node/host.sock"), "--oci-runtime", "none")
 }

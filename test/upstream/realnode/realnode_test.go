@@ -31,7 +31,7 @@ func TestRealNode(t *testing.T) {
 	}
 	c.prepareHost()
 	c.startHost()
-	c.startAgent()
+	c.startAgent("--bootstrap-kubeconfig", "bootstrap.kubeconfig")
 	c.kubectl("wait", "--for=create", "node/"+node, "--timeout=3m")
 	c.kubectl("wait", "--for=condition=Ready", "node/"+node, "--timeout=3m")
 	c.registered()
@@ -211,8 +211,8 @@ func (c *cluster) strangers() {
 	c.kubectl("delete", "pod", "stranger")
 }
 
-// programsDie: daemons live on, the agent takes them up again with the
-// certificate it has.
+// programsDie: daemons live on; the agent takes them up again, now with the
+// certificate it has as a kubeconfig of its own.
 func (c *cluster) programsDie() {
 	before := map[string]int{}
 	for _, app := range []string{"worker", "collector"} {
@@ -225,7 +225,7 @@ func (c *cluster) programsDie() {
 	}
 	c.must(os.Remove(c.path("bootstrap.kubeconfig")))
 	c.startHost()
-	c.startAgent()
+	c.startAgent("--kubeconfig", "agent/kubeconfig")
 	for name, pid := range before {
 		// That the agent answers for it says that it has taken it up.
 		for deadline := time.Now().Add(limit); ; {
@@ -277,7 +277,7 @@ func (c *cluster) renewal() {
 	w, err := c.api.CertificatesV1().CertificateSigningRequests().Watch(c.Context(), metav1.ListOptions{ResourceVersion: before.ResourceVersion})
 	c.must(err)
 	defer w.Stop()
-	c.startAgent()
+	c.startAgent("--bootstrap-kubeconfig", "bootstrap.kubeconfig") // that file is gone
 	late := time.After(limit)
 	for signed := false; !signed; {
 		select {
