@@ -169,10 +169,11 @@ func makeSource(m *service.Mount, kind string) error {
 		}
 		return file.Close()
 	}
-	if err := os.MkdirAll(filepath.Dir(m.Source), 0o755); err != nil {
+	path := filepath.Clean(m.Source) // with a slash at its end it would be its own parent
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	if err := os.Mkdir(m.Source, 0o755); err != nil {
+	if err := os.Mkdir(path, 0o755); err != nil {
 		return err
 	}
 	return permit(m)
