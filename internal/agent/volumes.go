@@ -65,7 +65,7 @@ func (d disk) Write(ctx context.Context, pod *v1.Pod, volumes []podspec.Volume, 
 	for _, v := range volumes {
 		content, err := d.content(ctx, pod, v, held, got)
 		if err == nil {
-			_, err = volume.Write(podspec.VolumeDir(d.base, string(pod.UID), v.Name), content, volume.Owner{User: v.User, Group: v.Group})
+			_, err = volume.Write(podspec.VolumeDir(d.base, string(pod.UID), v.Name), content, v.Points, volume.Owner{User: v.User, Group: v.Group})
 		}
 		if err != nil {
 			problems = append(problems, fmt.Errorf("MountVolume.SetUp failed for volume %q: %w", v.Name, err))

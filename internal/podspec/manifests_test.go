@@ -39,6 +39,7 @@ func TestManifests(t *testing.T) {
 		"What a node with an OCI runtime makes of the DaemonSets that these projects publish, unchanged. " +
 		"Each container becomes one of its image; the fields named have no effect. " +
 		"All of them use the node's network, whatever they say (docs/PODS.md). " +
+		"Each is applied and runs, ready, with stand-ins for its images: test/pods/README.md. " +
 		"This page is made by `go test ./internal/podspec -run TestManifests -rewrite`.\n\n" +
 		"| manifest | DaemonSet | containers | fields without effect |\n| --- | --- | --- | --- |\n")
 	for _, file := range files {

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
@@ -17,6 +18,9 @@ import (
 type Volume struct {
 	Name  string
 	Files map[string]VolumeFile
+	// Points are directories for what containers mount inside the volume, which
+	// they see read-only.
+	Points []string `json:",omitempty"`
 	// User and Group are whose the files are, nil for root's.
 	User, Group *int64
 }
@@ -48,11 +52,33 @@ func Volumes(pod *v1.Pod, node Node, objects Objects) []Volume {
 	for i := range pod.Spec.Volumes {
 		if files, written := c.files(&pod.Spec.Volumes[i], ""); written != nil && written.message == "" && written.reason == "" {
 			group := c.fsGroup()
-			out = append(out, Volume{Name: pod.Spec.Volumes[i].Name, Files: files, User: c.fsUser(), Group: group})
+			name := pod.Spec.Volumes[i].Name
+			out = append(out, Volume{Name: name, Files: files, Points: points(pod, name), User: c.fsUser(), Group: group})
 		}
 	}
 	if files := c.etcFiles(); len(files) > 0 {
 		out = append(out, Volume{Name: etcVolume, Files: files})
+	}
+	return out
+}
+
+// points are the mount points that containers have inside of a volume, as paths
+// of the volume (the kubelet's MakeNestedMountpoints).
+func points(pod *v1.Pod, volume string) []string {
+	var out []string
+	for _, ctr := range Containers(pod) {
+		for i := range ctr.VolumeMounts {
+			outer := &ctr.VolumeMounts[i]
+			if outer.Name != volume || outer.SubPath != "" || outer.SubPathExpr != "" {
+				continue
+			}
+			for j := range ctr.VolumeMounts {
+				inner := path.Clean(ctr.VolumeMounts[j].MountPath)
+				if below, ok := strings.CutPrefix(inner, path.Clean(outer.MountPath)+"/"); ok && !slices.Contains(out, below) {
+					out = append(out, below)
+				}
+			}
+		}
 	}
 	return out
 }

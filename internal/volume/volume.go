@@ -30,9 +30,10 @@ type File struct {
 // Owner is whose the files are; nil leaves them the writer's.
 type Owner struct{ User, Group *int64 }
 
-// Write makes the directory hold just these files, by relative path. It says
-// whether anything had to be written. As root only: owner other than nil.
-func Write(dir string, files map[string]File, owner Owner) (bool, error) {
+// Write makes the directory hold just these files, by relative path, and empty
+// directories at points, which are mounted over. It says whether a file had to
+// be written. As root only: owner other than nil.
+func Write(dir string, files map[string]File, points []string, owner Owner) (bool, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return false, fmt.Errorf("cannot make the volume: %w", err)
 	}
@@ -41,7 +42,7 @@ func Write(dir string, files map[string]File, owner Owner) (bool, error) {
 	}
 	old, _ := os.Readlink(filepath.Join(dir, dataLink))
 	if old != "" && same(filepath.Join(dir, old), files) {
-		return false, nil
+		return false, makePoints(dir, points)
 	}
 	fresh, err := os.MkdirTemp(dir, "..version-")
 	if err != nil {
@@ -55,7 +56,26 @@ func Write(dir string, files map[string]File, owner Owner) (bool, error) {
 		_ = os.RemoveAll(fresh)
 		return false, fmt.Errorf("cannot write the volume %s: %w", dir, err)
 	}
-	return true, tidy(dir, filepath.Base(fresh), files)
+	return true, errors.Join(tidy(dir, filepath.Base(fresh), files, points), makePoints(dir, points))
+}
+
+// makePoints makes directories that are mounted over; a file of the volume may
+// be in the place of one.
+func makePoints(dir string, points []string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("cannot make the mount points in a volume: %w", err)
+	}
+	defer func() { _ = root.Close() }()
+	for _, at := range points {
+		if _, err := root.Lstat(at); err == nil {
+			continue
+		}
+		if err := root.MkdirAll(at, 0o755); err != nil {
+			return fmt.Errorf("cannot make the mount point %s in a volume: %w", at, err)
+		}
+	}
+	return nil
 }
 
 // same compares contents and modes.
@@ -154,12 +174,16 @@ func tops(files map[string]File) map[string]bool {
 }
 
 // tidy removes what is of no version any more.
-func tidy(dir, version string, files map[string]File) error {
+func tidy(dir, version string, files map[string]File, points []string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("cannot tidy the volume: %w", err)
 	}
 	keep := tops(files)
+	for _, at := range points {
+		top, _, _ := strings.Cut(at, "/")
+		keep[top] = true
+	}
 	var problems []error
 	for _, e := range entries {
 		if name := e.Name(); name != dataLink && name != version && !keep[name] {

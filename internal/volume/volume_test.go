@@ -27,7 +27,7 @@ func TestWrite(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "v")
 	write := func(want bool, files map[string]File) {
 		t.Helper()
-		changed, err := Write(dir, files, Owner{})
+		changed, err := Write(dir, files, nil, Owner{})
 		if err != nil || changed != want {
 			t.Fatalf("changed %v, %v; want %v", changed, err, want)
 		}
@@ -68,10 +68,30 @@ func TestWrite(t *testing.T) {
 	if got := list(t, dir); !slices.Equal(got, []string{"..data"}) {
 		t.Errorf("entries %q", got)
 	}
-	if _, err := Write(dir, map[string]File{"../x": {}}, Owner{}); err == nil {
+	if _, err := Write(dir, map[string]File{"../x": {}}, nil, Owner{}); err == nil {
 		t.Error("a path led out of the volume")
 	}
 	if got := list(t, dir); !slices.Equal(got, []string{"..data"}) {
 		t.Errorf("entries after a failure %q", got)
+	}
+}
+
+// TestPoints: what is mounted inside a volume finds a directory there, with each
+// version, and none outside.
+func TestPoints(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "v")
+	for _, text := range []string{"1", "1", "2"} {
+		if _, err := Write(dir, map[string]File{"a": {Data: []byte(text), Mode: 0o644}}, []string{"inner/most", "a"}, Owner{}); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(filepath.Join(dir, "inner/most")); err != nil || !info.IsDir() {
+			t.Errorf("the mount point: %v", err)
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, "a")); err != nil || string(got) != text {
+			t.Errorf("the file: %q, %v", got, err)
+		}
+	}
+	if _, err := Write(dir, nil, []string{"../out"}, Owner{}); err == nil {
+		t.Error("a mount point leads out of the volume")
 	}
 }
