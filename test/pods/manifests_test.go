@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/watch"
 )
 
 // standing is an image that a manifest names: where its program lies, its
@@ -43,8 +44,23 @@ type manifest struct {
 
 var manifests = []manifest{
 	{
+		file: "aws-ebs-csi-node.yaml", namespace: "default", daemonSet: "ebs-csi-node", accounts: []string{"ebs-csi-node-sa"}, ports: []int{9808, 9809},
+		images: []standing{
+			{name: "public.ecr.aws/ebs-csi-driver/aws-ebs-csi-driver:v1.64.0", at: []string{"/bin/aws-ebs-csi-driver"}, entrypoint: []string{"/bin/aws-ebs-csi-driver"}},
+			{name: "public.ecr.aws/csi-components/csi-node-driver-registrar:v2.17.0-eksbuild.5", at: []string{"/csi-node-driver-registrar"}, entrypoint: []string{"/csi-node-driver-registrar"}},
+			{name: "public.ecr.aws/csi-components/livenessprobe:v2.19.0-eksbuild.5", at: []string{"/livenessprobe"}, entrypoint: []string{"/livenessprobe"}},
+		},
+	},
+	{
 		file: "cadvisor.yaml", namespace: "cadvisor", daemonSet: "cadvisor", accounts: []string{"cadvisor"}, ports: []int{8080},
 		images: []standing{{name: "ghcr.io/google/cadvisor:0.54.0", at: []string{"/usr/bin/cadvisor"}, entrypoint: []string{"/usr/bin/cadvisor", "-logtostderr"}}},
+	},
+	{
+		file: "flannel.yaml", namespace: "kube-flannel", daemonSet: "kube-flannel-ds", ports: []int{8081},
+		images: []standing{
+			{name: "ghcr.io/flannel-io/flannel-cni-plugin:v1.9.1-flannel3", at: []string{"/flannel", "/bin/cp"}},
+			{name: "ghcr.io/flannel-io/flannel:v0.28.9", at: []string{"/opt/bin/flanneld", "/opt/bin/install-conf"}},
+		},
 	},
 	{
 		file: "fluentd-elasticsearch.yaml", namespace: "kube-system", daemonSet: "fluentd",
@@ -53,6 +69,12 @@ var manifests = []manifest{
 	{
 		file: "kured.yaml", namespace: "kube-system", daemonSet: "kured", ports: []int{8080},
 		images: []standing{{name: "ghcr.io/kubereboot/kured:1.23.0", at: []string{"/usr/bin/kured"}, entrypoint: []string{"/usr/bin/kured"}}},
+	},
+	{
+		file: "metallb.yaml", namespace: "metallb-system", daemonSet: "speaker", ports: []int{9120, 17472},
+		unserved: []string{"CustomResourceDefinition", "Deployment", "ValidatingWebhookConfiguration"},
+		objects:  "kind: Secret\nmetadata: {name: memberlist}\nstringData: {secretkey: x}\n",
+		images:   []standing{{name: "quay.io/metallb/speaker:main", at: []string{"/speaker"}, entrypoint: []string{"/speaker"}}},
 	},
 	{
 		file: "nfd-worker.yaml", namespace: "default", daemonSet: "nfd-worker", accounts: []string{"nfd-worker"}, ports: []int{8080},
@@ -80,6 +102,14 @@ var manifests = []manifest{
 		images:  []standing{{name: "ghcr.io/open-telemetry/opentelemetry-collector-releases/opentelemetry-collector-k8s:0.158.0", at: []string{"/otelcol-k8s"}, entrypoint: []string{"/otelcol-k8s"}, user: "10001:10001"}},
 	},
 	{
+		file: "secrets-store-csi.yaml", namespace: "kube-system", daemonSet: "csi-secrets-store", accounts: []string{"secrets-store-csi-driver"}, ports: []int{8095, 9808},
+		images: []standing{
+			{name: "registry.k8s.io/sig-storage/csi-node-driver-registrar:v2.16.0", at: []string{"/csi-node-driver-registrar"}, entrypoint: []string{"/csi-node-driver-registrar"}},
+			{name: "registry.k8s.io/csi-secrets-store/driver:v1.6.0", at: []string{"/secrets-store-csi"}, entrypoint: []string{"/secrets-store-csi"}},
+			{name: "registry.k8s.io/sig-storage/livenessprobe:v2.18.0", at: []string{"/livenessprobe"}, entrypoint: []string{"/livenessprobe"}},
+		},
+	},
+	{
 		file: "vector-agent.yaml", namespace: "default", daemonSet: "vector", accounts: []string{"vector"}, ports: []int{8686},
 		objects: "kind: ConfigMap\nmetadata: {name: vector}\ndata: {vector.yaml: x}\n",
 		images:  []standing{{name: "docker.io/timberio/vector:0.57.0-distroless-libc", at: []string{"/usr/bin/vector"}, entrypoint: []string{"/usr/bin/vector"}}},
@@ -101,6 +131,11 @@ func TestManifests(t *testing.T) {
 	}
 	t.Parallel()
 	shared.prepareNode(t)
+	for _, file := range files {
+		if !slices.ContainsFunc(manifests, func(m manifest) bool { return m.file == filepath.Base(file) }) {
+			t.Errorf("%s is none that the test knows", file)
+		}
+	}
 	for _, m := range manifests {
 		t.Run(strings.TrimSuffix(m.file, ".yaml"), func(t *testing.T) {
 			t.Parallel()
@@ -166,6 +201,34 @@ func (m manifest) run(t *testing.T, f *fleet, file string) {
 	m.awaitReady(t, f, ds)
 	if out, err := f.program("", "legion", "kubectl", "delete", "ds", "-n", m.namespace, m.daemonSet, "--cascade=foreground", "--wait"); err != nil {
 		t.Errorf("%v\n%s", err, out)
+	}
+	m.awaitGone(t, f, ds)
+}
+
+// awaitGone waits until no pod is left, whose ports others may have then.
+func (m manifest) awaitGone(t *testing.T, f *fleet, ds *appsv1.DaemonSet) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	options := metav1.ListOptions{LabelSelector: labels.FormatLabels(ds.Spec.Selector.MatchLabels)}
+	pods, err := f.api.CoreV1().Pods(m.namespace).List(ctx, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	options.ResourceVersion = pods.ResourceVersion
+	w, err := f.api.CoreV1().Pods(m.namespace).Watch(ctx, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	for left := len(pods.Items); left > 0; {
+		ev, ok := <-w.ResultChan()
+		if !ok {
+			t.Fatalf("%d pods are left", left)
+		}
+		if ev.Type == watch.Deleted {
+			left--
+		}
 	}
 }
 

@@ -246,6 +246,10 @@ func (s *script) report(pod string) string {
 				text = text[len(text)-60:]
 			}
 			fmt.Fprintf(&b, "log of %s (%v):\n\t%s\n", c.Name, err, strings.Join(text, "\n\t"))
+			if c.RestartCount > 0 {
+				text, err := s.log(context.Background(), pod, c.Name, true, nil)
+				fmt.Fprintf(&b, "before (%v):\n\t%s\n", err, strings.Join(text, "\n\t"))
+			}
 		}
 	}
 	// What the runtime has said of a container that did not start.
