@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	imageutils "k8s.io/kubernetes/test/utils/image"
+
+	"legion.dev/legion/test/upstream/agnhost"
 )
 
 // fleet is one of real agents, as `legion up` starts it on this machine.
@@ -62,7 +64,7 @@ func loopbackUp() error {
 func startFleet(ctx context.Context, bin, dir string, nodes int) (*fleet, error) {
 	f := &fleet{bin, filepath.Join(dir, "fleet")}
 	archive := filepath.Join(dir, "agnhost.tar")
-	if err := writeImage(archive); err != nil {
+	if err := agnhost.Write(archive); err != nil {
 		return nil, err
 	}
 	if err := f.legion(ctx, "up", "--dir", f.dir, "--nodes", fmt.Sprint(nodes), "--port", "0"); err != nil {

@@ -107,7 +107,15 @@ func (c *cluster) startHost() { c.start("legiond", c.path("node")) }
 func (c *cluster) startAgent(flag, kubeconfig string) {
 	c.start("legion-agent", flag, c.path(kubeconfig), "--client-ca-file", c.path("ca/ca.crt"),
 		"--node", node, "--node-ip", nodeIP, "--kubelet-port", fmt.Sprint(c.port),
-		"--dir", c.path("agent"), "--host-socket", c.path("node/host.sock"), "--oci-runtime", "none")
+		"--dir", c.path("agent"), "--host-socket", c.path("node/host.sock"), "--oci-runtime", c.runtime())
+}
+
+// runtime is what runs images: runc, where there is one and this is root.
+func (c *cluster) runtime() string {
+	if _, err := exec.LookPath("runc"); err != nil || os.Geteuid() != 0 {
+		return "none"
+	}
+	return "runc"
 }
 
 func (c *cluster) path(name string) string { return filepath.Join(c.dir, name) }

@@ -18,7 +18,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"legion.dev/legion/internal/image"
 	"legion.dev/legion/internal/pki"
+	"legion.dev/legion/test/upstream/agnhost"
 )
 
 // TestRealNode: a Deployment and a DaemonSet run on the host and are updated by
@@ -40,6 +42,7 @@ func TestRealNode(t *testing.T) {
 	c.step("streams", c.streams)
 	c.step("rights", c.rights)
 	c.step("strangers stay away", c.strangers)
+	c.step("image", c.image)
 	c.step("programs die", c.programsDie)
 	c.step("update", c.update)
 	c.step("renewal", c.renewal)
@@ -209,6 +212,36 @@ func (c *cluster) strangers() {
 		c.Errorf("the stranger waits: %q", out)
 	}
 	c.kubectl("delete", "pod", "stranger")
+}
+
+// image: a pod without the class runs from its image, with the token of its
+// account, where the host can run images.
+func (c *cluster) image() {
+	if c.runtime() == "none" {
+		c.Log("no image is run: it needs root and runc")
+		return
+	}
+	const name = "images.test/agnhost:1"
+	archive := c.path("agnhost.tar")
+	c.must(agnhost.Write(archive))
+	file, err := os.Open(archive)
+	c.must(err)
+	defer func() { _ = file.Close() }()
+	store, err := image.OpenHere(c.path("images"))
+	c.must(err)
+	_, err = store.Import(c.Context(), file, name)
+	c.must(err)
+	c.apply(`{apiVersion: v1, kind: Pod, metadata: {name: contained}, spec: {
+ nodeSelector: {legion.dev/host: "true"}, tolerations: [{key: legion.dev/host, operator: Exists}],
+ containers: [{name: c, image: "` + name + `", imagePullPolicy: Never}]}}`)
+	c.kubectl("wait", "--for=condition=Ready", "pod/contained", "--timeout=3m")
+	if out := c.kubectl("logs", "-f", "--limit-bytes=6", "contained"); out != "Paused" {
+		c.Errorf("it says %q", out)
+	}
+	if out := c.kubectl("exec", "contained", "--", "sh", "-c", "cat /var/run/secrets/kubernetes.io/serviceaccount/namespace; echo of $HOSTNAME; [ -e /usr ] || echo no host"); out != "defaultof contained\nno host" {
+		c.Errorf("in the container: %q", out)
+	}
+	c.kubectl("delete", "pod", "contained", "--timeout=3m")
 }
 
 // programsDie: daemons live on; the agent takes them up again, now with the

@@ -1,4 +1,6 @@
-package main
+// Package agnhost makes an image that stands for upstream's agnhost where no
+// registry is to be asked.
+package agnhost
 
 import (
 	"archive/tar"
@@ -18,8 +20,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// agnhost stands for the program of that name as the cases use it: it pauses.
-const agnhost = `#!/bin/sh
+// program stands for the one of that name as the cases use it: it pauses.
+const program = `#!/bin/sh
 trap 'exit 0' TERM INT
 echo Paused
 while :; do sleep 1000 & wait $!; done
@@ -28,9 +30,9 @@ while :; do sleep 1000 & wait $!; done
 // tools are what the cases run in a pod: a shell that knows [[, and these.
 var tools = map[string]string{"bash": "/bin/sh", "cat": "/bin/cat", "sleep": "/bin/sleep", "touch": "/bin/touch"}
 
-// writeImage writes an archive, as docker save does, of an image of one layer:
+// Write writes an archive, as docker save does, of an image of one layer:
 // agnhost, the tools of this machine and the libraries that they are linked with.
-func writeImage(path string) error {
+func Write(path string) error {
 	fail := func(err error) error { return fmt.Errorf("cannot make the image of agnhost: %w", err) }
 	files, err := makeLayer()
 	if err != nil {
@@ -80,7 +82,7 @@ func makeLayer() ([]byte, error) {
 			return nil, err
 		}
 	}
-	if err := add(w, "agnhost", 0o755, []byte(agnhost)); err != nil {
+	if err := add(w, "agnhost", 0o755, []byte(program)); err != nil {
 		return nil, err
 	}
 	for at, from := range files {
