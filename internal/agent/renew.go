@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -45,6 +46,18 @@ func keepCertificate(ctx context.Context, o Options, config *rest.Config, log *s
 		}
 		return err
 	})
+}
+
+// expired says that the server cannot renew the stored certificate any more: it
+// was away, or the node was, for the last fifth of the certificate's life (73
+// days of a year). Daemons run on.
+func expired(o Options) error {
+	cert, err := pki.StoredCertificate(o.Dir)
+	if err != nil || !time.Now().After(cert.NotAfter) {
+		return nil // what else is wrong is said by who needs it
+	}
+	return fmt.Errorf("the certificate of node %q expired on %s, so the server does not know the node any more; its daemons run on as they are: start legion-agent once with a new token ('legion token create' makes one)",
+		o.Node, cert.NotAfter.Format(time.DateOnly))
 }
 
 // renewals renews when it is time to. A failure is tried again after a minute,

@@ -3,9 +3,13 @@ package agent
 import (
 	"context"
 	"errors"
+	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"legion.dev/legion/internal/pki"
 )
 
 // TestRenewals: a certificate is renewed when it is due, a failure tried again
@@ -77,5 +81,50 @@ func TestRenewalsLook(t *testing.T) {
 		}
 		cancel()
 		synctest.Wait()
+	})
+}
+
+// TestLongOffline: a node whose server is away for two months at the worst time
+// has a certificate that can still be renewed; one that was away for longer says
+// what is wrong and what to do.
+func TestLongOffline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const day = 24 * time.Hour
+		o := Options{Node: "n1", Dir: t.TempDir()}
+		authority, err := pki.OpenAuthority(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := authority.Client(o.Dir, strings.TrimSuffix(pki.CertFile, ".crt"), "system:node:n1", "system:nodes"); err != nil {
+			t.Fatal(err)
+		}
+		if err := pki.WriteFile(filepath.Join(o.Dir, pki.CAFile), authority.PEM, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cert, err := pki.StoredCertificate(o.Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Until(pki.RenewAt(cert)) - time.Minute) // and here the server goes away
+		time.Sleep(60 * day)
+		if err := expired(o); err != nil {
+			t.Errorf("after 60 days: %v", err)
+		}
+		if why, err := stored(o); err != nil || why != "" {
+			t.Errorf("an agent that starts after 60 days: %q, %v", why, err)
+		}
+		time.Sleep(20 * day)
+		err = expired(o)
+		if err == nil {
+			t.Fatal("after 80 days the certificate is still good")
+		}
+		for _, word := range []string{`"n1"`, "expired on " + cert.NotAfter.Format(time.DateOnly), "daemons run on", "legion token create"} {
+			if !strings.Contains(err.Error(), word) {
+				t.Errorf("does not say %q: %v", word, err)
+			}
+		}
+		if why, err := stored(o); err != nil || !strings.Contains(why, "expired on") {
+			t.Errorf("an agent that starts after 80 days: %q, %v", why, err)
+		}
 	})
 }
