@@ -91,6 +91,11 @@ func TestUnitsReadBack(t *testing.T) {
 		if got := slices.Contains(argv(serverUnit), "--listen-netns"); got != namespaced {
 			t.Errorf("the server listens in the hub: %v, want %v", got, namespaced)
 		}
+		for _, unit := range []string{serverUnit, "legiond-n1.service", "legion-agent-n1.service", collectorUnit} {
+			if l := byName[unit].StartLimit; l.Interval != 0 {
+				t.Errorf("%s is given up after %d starts within %s", unit, l.Burst, l.Interval)
+			}
+		}
 		for _, unit := range []string{"legiond-n1.service", "legion-agent-n1.service", collectorUnit} {
 			if got := byName[unit].Services[0].Exec.NetworkNamespacePath != ""; got != namespaced {
 				t.Errorf("%s has a network of its own: %v, want %v", unit, got, namespaced)

@@ -112,7 +112,7 @@ func (j *Joining) group() (service.Group, error) {
 	}
 	text := fmt.Sprintf(`[Unit]
 Description=Node %s of the fleet at %s: the agent
-
+`+unitGoesOn+`
 [Service]
 Type=notify
 ExecStart=%s

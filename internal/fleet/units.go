@@ -62,6 +62,10 @@ func (f *Fleet) tokenFile(n Node) string { return f.path("nodes", n.Name, "join.
 
 const unitHead = "# Written by `legion up`, which writes it again when it changes.\n"
 
+// unitGoesOn ends [Unit]: a program of the fleet that dies often, as the server
+// on a full disk, is started again all the same, later and later.
+const unitGoesOn = "StartLimitIntervalSec=0\n"
+
 func (f *Fleet) serverText() string {
 	cmd := []string{
 		f.program("legion-server"),
@@ -74,7 +78,7 @@ func (f *Fleet) serverText() string {
 	}
 	return unitHead + `[Unit]
 Description=Control plane: the Kubernetes API, its controllers and etcd
-
+` + unitGoesOn + `
 [Service]
 Type=notify
 ExecStart=` + command(cmd...) + `
@@ -92,7 +96,7 @@ LimitNOFILE=65536
 func (f *Fleet) collectorText() string {
 	text := unitHead + `[Unit]
 Description=Collector of what the log collectors on the nodes send
-
+` + unitGoesOn + `
 [Service]
 Type=notify
 ExecStart=` + command(f.program("examples/collector"),
@@ -112,7 +116,7 @@ func (f *Fleet) hostText(n Node) string {
 	dir := f.path("nodes", n.Name)
 	text := unitHead + fmt.Sprintf(`[Unit]
 Description=Node %s: the service manager
-
+`+unitGoesOn+`
 [Service]
 Type=notify
 ExecStart=%s
@@ -143,7 +147,7 @@ func (f *Fleet) agentText(n Node) string {
 	text := unitHead + fmt.Sprintf(`[Unit]
 Description=Node %s: the agent
 After=%s
-
+`+unitGoesOn+`
 [Service]
 Type=notify
 ExecStart=%s
