@@ -29,8 +29,9 @@ import (
 // patience bounds the wait for one thing of a round, on a busy machine.
 const patience = time.Minute
 
-// daemonArgv is what the daemon of the rounds has become when it runs.
-var daemonArgv = []string{"sleep", "86413"}
+// daemonArgv is what the daemon of the rounds has become when it runs, and that
+// of nobody else who runs them now.
+var daemonArgv = []string{"sleep", fmt.Sprintf("86413.%d", os.Getpid())}
 
 // rounds is a fleet of its own to which faults are done.
 type rounds struct {

@@ -224,7 +224,7 @@ func killDaemon(r *rounds, f fault, node string) expectations {
 		// Nobody but the node itself can help.
 		untilGroup(r.t, r.host(node), "pod-"+was.pod, patience, "a new run without the server", func(g *hostapi.Group) bool {
 			m := g.Status.Services[0].Main
-			return m != nil && m.PID != was.pid && m.Exit == nil
+			return m != nil && m.PID != 0 && m.PID != was.pid && m.Exit == nil
 		})
 	}
 	return expectations{node: func(d daemon) string {
