@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -20,6 +21,10 @@ func start(t *testing.T) (*Sessions, *httptest.Server, *tls.Config) {
 	t.Helper()
 	sessions := &Sessions{}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if node, ok := strings.CutPrefix(r.URL.Path, StreamPath); ok {
+			sessions.Pass(w, r, node)
+			return
+		}
 		if r.URL.Path != Path {
 			http.Error(w, "no such page", http.StatusForbidden)
 			return
@@ -117,6 +122,71 @@ func TestNewestTunnelWins(t *testing.T) {
 	body, err := io.ReadAll(get(t, sessions, "/").Body)
 	if err != nil || string(body) != "new" {
 		t.Fatalf("got %q, %v", body, err)
+	}
+}
+
+// A node whose tunnel another server has is reached through that one.
+func TestThroughAnotherServer(t *testing.T) {
+	there, server, config := start(t)
+	here := &Sessions{Elsewhere: func(ctx context.Context, node string) (net.Conn, error) {
+		return Through(ctx, config, server.URL, node)
+	}}
+	if here.Reaches(t.Context(), "n1") {
+		t.Error("a node without a tunnel is reached")
+	}
+	var missing *NotConnectedError
+	if _, err := here.Dial(t.Context(), "n1"); !errors.As(err, &missing) || missing.Node != "n1" {
+		t.Errorf("a node without a tunnel: %v", err)
+	}
+	// Streams both ways, and the end of either side.
+	ended := make(chan struct{}, 1)
+	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).EnableFullDuplex()
+		w.(http.Flusher).Flush()
+		for lines := bufio.NewScanner(r.Body); lines.Scan() && lines.Text() != "end"; {
+			fmt.Fprintln(w, "echo", lines.Text())
+			w.(http.Flusher).Flush()
+		}
+		ended <- struct{}{}
+	})
+	go func() { _ = Serve(t.Context(), config, server.URL, echo) }()
+	waitConnected(t, there)
+	if !here.Reaches(t.Context(), "n1") || here.Connected("n1") {
+		t.Error("a node at another server is not reached, or counts as this one's")
+	}
+	for _, last := range []string{"end\n", ""} {
+		input, say := io.Pipe()
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://n1/", input)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := here.Transport("n1").RoundTrip(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(response.Body)
+		for _, word := range []string{"one", "two"} {
+			fmt.Fprintln(say, word)
+			if !lines.Scan() || lines.Text() != "echo "+word {
+				t.Fatalf("got %q (%v)", lines.Text(), lines.Err())
+			}
+		}
+		if last != "" {
+			_, _ = io.WriteString(say, last)
+		} else {
+			_ = response.Body.Close()
+		}
+		receive(t, ended)
+		_ = say.Close()
+		_ = response.Body.Close()
+	}
+	response, err := server.Client().Get(server.URL + StreamPath + "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = response.Body.Close()
+	if response.StatusCode != http.StatusUpgradeRequired {
+		t.Errorf("a plain request: %s", response.Status)
 	}
 }
 
