@@ -59,11 +59,10 @@ func Prepare(c *service.Container, list []service.Mount, cgroup string) error {
 		return fmt.Errorf("make the bundle: %w", err)
 	}
 	// What a runtime that was killed knew of the container, and its process.
-	err = os.Remove(filepath.Join(c.Bundle, PIDFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
+	for _, old := range []string{filepath.Join(c.Bundle, PIDFile), filepath.Join(c.Bundle, service.RuntimeLog), filepath.Join(c.State, c.ID)} {
+		err = errors.Join(err, os.RemoveAll(old))
 	}
-	if err = errors.Join(err, os.RemoveAll(filepath.Join(c.State, c.ID))); err != nil {
+	if err != nil {
 		return fmt.Errorf("forget the container's last run: %w", err)
 	}
 	return nil

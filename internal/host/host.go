@@ -408,7 +408,11 @@ func (h *Host) exited(x Exited) {
 	if main {
 		x.Exit.Message = lastWords(o.u.spec.TerminationMessage)
 	}
-	h.step(o.u, machine.Event{Kind: machine.MainExited, Run: o.run, Proc: o.proc, Exit: x.Exit})
+	ev := machine.Event{Kind: machine.MainExited, Run: o.run, Proc: o.proc, Exit: x.Exit}
+	if c := o.u.spec.Exec.Container; c != nil && !main && x.Exit.Code != 0 && o.u.in.State == service.Start {
+		ev.Message = runtimeWords(c)
+	}
+	h.step(o.u, ev)
 	if main {
 		h.logWords(o.u, o.run, x.Exit)
 	}

@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"os"
 	"path/filepath"
@@ -51,6 +52,26 @@ func lastWords(m *service.TerminationMessage) string {
 	defer func() { _ = file.Close() }()
 	text, _ := io.ReadAll(io.LimitReader(file, mostLastWords))
 	return strings.ToValidUTF8(string(text), "�")
+}
+
+// runtimeWords is what an OCI runtime says of the container that it could not
+// start: the last error of its log, a line of JSON each.
+func runtimeWords(c *service.Container) string {
+	file, err := os.Open(filepath.Join(c.Bundle, service.RuntimeLog))
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = file.Close() }()
+	last := ""
+	for d := json.NewDecoder(io.LimitReader(file, 1<<16)); ; {
+		var line struct{ Level, Msg string }
+		if d.Decode(&line) != nil {
+			return strings.ToValidUTF8(last[:min(len(last), mostLogBytes)], "�")
+		}
+		if line.Level == "error" {
+			last = line.Msg
+		}
+	}
 }
 
 // logWords takes the end of the log for the message of a run that has failed

@@ -75,3 +75,35 @@ func TestLogTail(t *testing.T) {
 		}
 	}
 }
+
+// TestRuntimeWords: why an OCI runtime could not start a container is part of
+// the reason.
+func TestRuntimeWords(t *testing.T) {
+	dir := t.TempDir()
+	log := `{"level":"warning","msg":"something else"}` + "\n" + `{"level":"error","msg":"exec: \"/no/such\": no such file"}` + "\n"
+	if err := os.WriteFile(filepath.Join(dir, service.RuntimeLog), []byte(log), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		m := newFake()
+		g := unitOf("n", service.Dependencies{})
+		s := &g.Services[0]
+		s.Type, s.PIDFile, s.Exec.Container = service.Forking, filepath.Join(dir, "pid"), &service.Container{Bundle: dir}
+		m.units = []service.Group{g}
+		f := m.host(t)
+		defer f.leave()
+		if _, err := f.h.Do(t.Context(), "n", "start", "test", false, nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		m.crash("n", 1)
+		time.Sleep(time.Second)
+		group, err := f.h.Group(t.Context(), "n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st := group.Status.Services[0]; !strings.HasSuffix(st.Reason, `exited with status 1: exec: "/no/such": no such file`) {
+			t.Errorf("it is %s: %s", st.State, st.Reason)
+		}
+	})
+}

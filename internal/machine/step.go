@@ -110,7 +110,11 @@ func (s *step) procGone() (service.Result, string) {
 	if main && s.Service.Type == service.Oneshot && p.Index < len(s.Service.Start) && s.Service.Start[p.Index].IgnoreFailure {
 		f = service.Success
 	}
-	return f, s.words(p, main) + " " + ExitWords(s.ev.Exit)
+	words := s.words(p, main) + " " + ExitWords(s.ev.Exit)
+	if !main && f != service.Success && s.ev.Message != "" {
+		words += ": " + s.ev.Message
+	}
+	return f, words
 }
 
 func (s *step) words(p *Proc, main bool) string {

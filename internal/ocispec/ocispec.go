@@ -118,6 +118,8 @@ func (in *Input) run(s *service.Service, c *service.Container) {
 		words = append(words, "--detach", "--pid-file", s.PIDFile)
 	}
 	start := in.Runtime.command(append(words, c.ID)...)
+	// Why it cannot start a container is shown with the container.
+	start.Argv = slices.Insert(start.Argv, 1, "--log", filepath.Join(c.Bundle, service.RuntimeLog), "--log-format", "json")
 	start.FullPrivileges = false
 	s.Start = []service.Command{start}
 }

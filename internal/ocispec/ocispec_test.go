@@ -251,7 +251,7 @@ func TestCommands(t *testing.T) {
 	line := func(c service.Command) string { return c.Path + ": " + strings.Join(c.Argv, " ") }
 	const id = "pod-u1-c"
 	for what, pair := range map[string][2]string{
-		"start":    {line(s.Start[0]), "/usr/sbin/runc: runc --root /run/oci run --bundle /pods/u1/containers/c --detach --pid-file /pods/u1/containers/c/pid " + id},
+		"start":    {line(s.Start[0]), "/usr/sbin/runc: runc --log /pods/u1/containers/c/runtime.log --log-format json --root /run/oci run --bundle /pods/u1/containers/c --detach --pid-file /pods/u1/containers/c/pid " + id},
 		"after":    {line(s.StopPost[0]), "/usr/sbin/runc: runc --root /run/oci delete --force " + id},
 		"hook":     {line(s.StartPost[0]), "/usr/sbin/runc: runc --root /run/oci exec " + id + " warm up"},
 		"sleep":    {line(s.Stop[0]), "sleep: sleep 2"},

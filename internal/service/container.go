@@ -2,6 +2,10 @@ package service
 
 import "encoding/json"
 
+// RuntimeLog is where, in a container's bundle, its runtime says in lines of
+// JSON what went wrong.
+const RuntimeLog = "runtime.log"
+
 // Container makes the main process that of an OCI runtime, which runs a
 // container in the foreground (the OCI's runtime-spec). The Mounts of the
 // ExecContext are then the container's. Commands with FullPrivileges run on the
