@@ -300,17 +300,37 @@ func (m manifest) awaitReady(t *testing.T, f *fleet, ds *appsv1.DaemonSet) {
 		if missing, _ := match(lines(p), []string{"Ready True"}); len(missing) > 0 {
 			continue
 		}
-		for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
-			if c.RestartCount > 0 {
-				t.Errorf("%s was started again: %s", c.Name, m.report(f, p))
-			}
-		}
+		m.runs(t, f, p)
 		return
 	}
 	if last == nil {
 		t.Fatal("there is no pod")
 	}
 	t.Fatalf("not ready: %s", m.report(f, last))
+}
+
+// runs waits until each program has found all that it needs. Without a probe a
+// container is ready before.
+func (m manifest) runs(t *testing.T, f *fleet, p *corev1.Pod) {
+	t.Helper()
+	s := script{fleet: f, namespace: m.namespace, changed: make(chan struct{})}
+	for _, c := range p.Spec.Containers {
+		said := func(lines []string) bool {
+			return slices.ContainsFunc(lines, func(line string) bool { return strings.HasSuffix(line, " runs") })
+		}
+		if text, err := s.log(t.Context(), p.Name, c.Name, false, said); err != nil || !said(text) {
+			t.Errorf("%s says %q, %v", c.Name, text, err)
+		}
+	}
+	now, err := f.api.CoreV1().Pods(m.namespace).Get(t.Context(), p.Name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range slices.Concat(now.Status.InitContainerStatuses, now.Status.ContainerStatuses) {
+		if c.RestartCount > 0 {
+			t.Errorf("%s was started again: %s", c.Name, m.report(f, now))
+		}
+	}
 }
 
 func (m manifest) report(f *fleet, p *corev1.Pod) string {

@@ -92,8 +92,16 @@ var programs = map[string]func(c call) (stays bool, err error){
 		return true, errors.Join(env("K8S_NODE_NAME", "FLUENT_ELASTICSEARCH_HOST"), there("/var/log/pods"), readOnly("/var/log/pods"), ask("/api/v1/pods"))
 	},
 	"kured": func(c call) (bool, error) {
-		// By the first process's namespace it would reach the host.
-		return true, errors.Join(env("KURED_NODE_ID"), there(filepath.Dir(c.flags["reboot-sentinel"]), "/proc/1/ns/mnt"), readOnly("/sentinel", "/etc"), serve(":8080", nil))
+		err := errors.Join(env("KURED_NODE_ID"), there(filepath.Dir(c.flags["reboot-sentinel"])), readOnly("/sentinel", "/etc"), serve(":8080", nil))
+		if os.Getpid() == 1 {
+			err = errors.Join(err, errors.New("it does not see the host's processes"))
+		}
+		if has("CAP_SYS_RESOURCE", 24) == nil {
+			// By the first process's namespace it reaches the host; where the
+			// machine keeps a capability from legiond, the kernel refuses that.
+			err = errors.Join(err, there("/proc/1/ns/mnt"))
+		}
+		return true, err
 	},
 	"speaker": func(c call) (bool, error) {
 		return true, errors.Join(env("METALLB_NODE_NAME", "METALLB_HOST", "METALLB_ML_BIND_ADDR", "METALLB_POD_NAME"), there(os.Getenv("METALLB_ML_SECRET_KEY_PATH")+"/secretkey", "/etc/metallb/excludel2.yaml"),
