@@ -52,10 +52,6 @@ func (h *Host) transition(u *unit, t machine.Transition, now time.Time) {
 	h.jobSees(u, t)
 }
 
-// startsAtOnce bounds how many starts are under way beside the loop. Each holds
-// a thread while it waits for a disk.
-const startsAtOnce = 16
-
 // spawn starts a process. It runs beside the loop: exec may have to wait for a
 // disk.
 func (h *Host) spawn(u *unit, e machine.Spawn) {
@@ -70,7 +66,7 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		h.ask(u, e, c)
 		return
 	}
-	spec := *u.spec
+	spec := u.spec // which a new definition replaces and does not change
 	q := Request{
 		Group: u.g.spec.Name, Service: spec.Name, Run: e.Run, Command: list[e.Index], Context: &spec.Exec, Env: h.environment(u, e),
 	}
@@ -83,9 +79,7 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 	}
 	path, group, together := u.cgroup, u.g.spec.Name, u.g.spec.Resources
 	h.spawning++
-	go func() {
-		h.starts <- struct{}{}
-		defer func() { <-h.starts }()
+	h.starts.add(func() {
 		defer hangUp(q.Files)
 		var p Process
 		var lost []string
@@ -121,7 +115,7 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 			}
 			h.spawned(u, e, dir, p, err)
 		})
-	}()
+	})
 }
 
 // beside leaves out the directories that one of within lies in: who enters that

@@ -78,10 +78,9 @@ type Host struct {
 	waiting   map[string]*group
 	unsettled bool
 	// alarmAt is when the alarm rings next; stale says that it may be too late.
-	alarmAt time.Time
-	stale   bool
-	// starts has a place for each start that is under way.
-	starts   chan struct{}
+	alarmAt  time.Time
+	stale    bool
+	starts   starts
 	problems []service.Warning // of the unit files
 	graph    *relations        // nil: to be worked out again
 	// owners finds the process that an exit is about.
@@ -148,7 +147,7 @@ func New(o Options) *Host {
 		clock: o.Clock, stamps: map[string]stamp{},
 		o: o, inbox: make(chan func(), 64), groups: map[string]*group{}, pending: map[string]*group{}, waiting: map[string]*group{}, owners: map[int]owner{}, early: map[int]Exited{},
 		dirty: map[string]struct{}{}, watchers: map[*watcher]struct{}{}, ready: make(chan struct{}), problems: o.Problems,
-		stale: true, starts: make(chan struct{}, startsAtOnce),
+		stale: true,
 	}
 }
 
