@@ -2,5 +2,7 @@ package unitdir
 
 // Dropins lists the drop-in files of a unit in the order in which they apply.
 func Dropins(paths []string, name string) []string {
-	return newLoader(paths, Options{}).dropins(name)
+	l := newLoader(paths, Options{})
+	l.scan()
+	return l.dropins(name)
 }

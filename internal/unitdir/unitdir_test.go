@@ -85,6 +85,32 @@ func TestFirstPathWins(t *testing.T) {
 	}
 }
 
+// TestDropinsAreThoseThatCount: what is shown as a unit's drop-ins are the files
+// that its group was made of.
+func TestDropinsAreThoseThatCount(t *testing.T) {
+	etc, lib := t.TempDir(), t.TempDir()
+	write(t, etc, map[string]string{
+		"a-b@.service.d/2.conf": "[Unit]\nDescription=two\n",
+		"service.d/1.conf":      "[Unit]\nDescription=one\n",
+	})
+	write(t, lib, map[string]string{
+		"a-b@.service":           run,
+		"a-b@x.service.d/3.conf": "[Unit]\nDescription=three\n",
+		"a-.service.d/1.conf":    "[Unit]\nDescription=of the prefix\n",
+		"a-@.service.d/4.conf":   "[Unit]\nDescription=four\n",
+		"other.service.d/5.conf": "[Unit]\nDescription=five\n",
+	})
+	paths := []string{etc, lib}
+	g, err := Find(paths, "a-b@x.service", Options{Options: unitfile.Options{Root: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := Dropins(paths, "a-b@x.service")
+	if len(got) != 4 || !slices.Equal(got, g.Source.Files[1:]) || g.Description != "four" {
+		t.Errorf("%q, made of %q: %s", got, g.Source.Files, g.Description)
+	}
+}
+
 func TestBrokenFilesStopNoOther(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]string{
