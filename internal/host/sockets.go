@@ -50,8 +50,11 @@ type sockets struct {
 	since    time.Time
 	accepted uint64
 	last     time.Time
-	// trips are when the unit was started by it, inside the limit's interval.
-	trips []time.Time
+	// trips are when the unit was started by it, polls when it was seen that
+	// something waits, inside the interval of each limit.
+	trips, polls []time.Time
+	// putOff is until when it is not looked at; zero where it is.
+	putOff time.Time
 }
 
 // Limits of systemd.socket(5) and systemd.path(5), TriggerLimitIntervalSec=.
@@ -61,6 +64,9 @@ const (
 	acceptTripBurst = 200
 	pathTripBurst   = 200
 	acceptAtOnce    = 64
+	// PollLimitIntervalSec=, which is as long.
+	socketPollBurst = 15
+	acceptPollBurst = 150
 )
 
 // limited notes a trip; it reports true where the limit is reached.
@@ -78,6 +84,23 @@ func limited(trips *[]time.Time, limit service.StartLimit, burst int, now time.T
 	}
 	*trips = append(*trips, now)
 	return false
+}
+
+// tooOften notes that something was seen to wait; where that was too often, the
+// socket is not looked at for the rest of the interval.
+func (k *sockets) tooOften(spec *service.Socket, now time.Time) bool {
+	limit, burst := spec.PollLimit, socketPollBurst
+	if spec.Accept {
+		burst = acceptPollBurst
+	}
+	if limit.Interval < 0 || limit.Burst < 0 || !limited(&k.polls, limit, burst, now) {
+		return false
+	}
+	if limit.Interval == 0 {
+		limit.Interval = tripInterval
+	}
+	k.putOff = k.polls[0].Add(limit.Interval)
+	return true
 }
 
 // raiseSocket opens the sockets. A service that runs without them must end
@@ -180,9 +203,11 @@ func (h *Host) listen(g *group) {
 	if unit := h.find(g.spec.Socket.Unit); unit != nil && !g.spec.Socket.Accept && (!unit.idle() || unit.job != nil) {
 		state = service.TriggerRunning
 		h.o.Sockets.Disarm(k.fds)
-	} else if err := h.o.Sockets.Arm(g.spec.Name, k.fds); err != nil {
-		h.breaks(g, err.Error())
-		return
+	} else if k.putOff.IsZero() {
+		if err := h.o.Sockets.Arm(g.spec.Name, k.fds); err != nil {
+			h.breaks(g, err.Error())
+			return
+		}
 	}
 	if k.state != state {
 		k.state, k.since = state, h.clock.Real()
@@ -197,6 +222,10 @@ func (h *Host) incoming(name string) {
 		return
 	}
 	k, spec := g.sockets, g.spec.Socket
+	if k.tooOften(spec, time.Now()) {
+		h.stale = true // the alarm looks again
+		return
+	}
 	if spec.Accept {
 		h.accept(g)
 		return

@@ -171,6 +171,9 @@ func (h *Host) planTimer(g *group) {
 
 // elapse is when the group's timer is to be looked at; zero for never.
 func (h *Host) elapse(g *group) time.Time {
+	if g.sockets != nil && !h.closing() {
+		return g.sockets.putOff
+	}
 	if g.timer == nil || h.closing() {
 		return time.Time{}
 	}
@@ -189,6 +192,10 @@ func (h *Host) elapseDue() {
 	for _, g := range h.inOrder() {
 		if g.timer != nil && g.timer.Due(h.now()) {
 			h.elapsed(g, "has elapsed")
+		}
+		if k := g.sockets; k != nil && !k.putOff.IsZero() && !time.Now().Before(k.putOff) {
+			k.putOff = time.Time{}
+			h.listen(g)
 		}
 	}
 }

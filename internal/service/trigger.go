@@ -95,6 +95,9 @@ type Socket struct {
 	NetworkNamespacePath string `json:"networkNamespacePath,omitempty"`
 	// Limit bounds how often the unit is started; beyond it the socket fails.
 	Limit StartLimit `json:"limit,omitzero"`
+	// PollLimit bounds how often it is seen that something waits; beyond it that
+	// waits for the rest of the interval. Zero is the default, less is no bound.
+	PollLimit StartLimit `json:"pollLimit,omitzero"`
 }
 
 // Trigger says whether the group starts another one, and has no service itself.

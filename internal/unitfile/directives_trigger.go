@@ -70,9 +70,10 @@ var socketRows = []row{
 	{names: "NetworkNamespacePath", set: text(sock(func(s *service.Socket) *string { return &s.NetworkNamespacePath }))},
 	{names: "TriggerLimitIntervalSec", set: span(sock(func(s *service.Socket) *time.Duration { return &s.Limit.Interval }))},
 	{names: "TriggerLimitBurst", set: limitBurst(sock(func(s *service.Socket) *int { return &s.Limit.Burst }))},
+	{names: "PollLimitIntervalSec", set: pollInterval},
+	{names: "PollLimitBurst", set: pollBurst},
 	{names: "ListenNetlink ListenSpecial ListenMessageQueue ListenUSBFunction", reason: "sockets of this kind are not opened; a unit that has no other does not load"},
 	{names: "ExecStartPre ExecStartPost ExecStopPre ExecStopPost TimeoutSec", reason: "a socket runs no commands"},
-	{names: "PollLimitIntervalSec PollLimitBurst", reason: "what comes in too often is not put off; TriggerLimitBurst= bounds it"},
 	{names: "PassSecurity PassPacketInfo PassPIDFD PassFileDescriptorsToExec AcceptFileDescriptors Timestamping SELinuxContextFromNet SmackLabel SmackLabelIPIn SmackLabelIPOut", reason: "the option of the socket is left at its default"},
 	{names: "KeepAliveTimeSec KeepAliveIntervalSec KeepAliveProbes DeferAcceptSec DeferTrigger DeferTriggerMaxSec Priority Mark IPTOS IPTTL ReceiveBuffer SendBuffer PipeSize MessageQueueMaxMessages MessageQueueMessageSize TCPCongestion Transparent BindToDevice SocketProtocol", reason: "the option of the socket is left at its default"},
 	{names: "FlushPending Writable USBFunctionDescriptors USBFunctionStrings", reason: "it belongs to kinds of socket, or to a case, that Legion does not have"},
@@ -177,6 +178,25 @@ func limitBurst(field func(*compiler) *int) setter {
 		}
 		return err
 	}
+}
+
+// PollLimitIntervalSec= and PollLimitBurst= have defaults, and 0 is no limit.
+func pollInterval(c *compiler, e Entry) error {
+	to := &c.group.Socket.PollLimit.Interval
+	err := span(func(*compiler) *time.Duration { return to })(c, e)
+	if err == nil && *to == 0 {
+		*to = -1
+	}
+	return err
+}
+
+func pollBurst(c *compiler, e Entry) error {
+	to := &c.group.Socket.PollLimit.Burst
+	err := limitBurst(func(*compiler) *int { return to })(c, e)
+	if err == nil && *to == 0 {
+		*to = -1
+	}
+	return err
 }
 
 // listens adds an address; the empty value resets all of them.

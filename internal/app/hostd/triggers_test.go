@@ -153,6 +153,48 @@ func TestSocketOfAServiceThatTakesNothing(t *testing.T) {
 	}
 }
 
+// TestSocketIsPutOff: what waits on a socket is not looked at more often than
+// PollLimitBurst= says; the socket does not fail, and is looked at again.
+func TestSocketIsPutOff(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	d := newDaemon(t, map[string]string{
+		"s.socket":  "[Socket]\nListenStream=" + path + "\nPollLimitIntervalSec=500ms\nPollLimitBurst=2\n",
+		"s.service": "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=/bin/true\n",
+	})
+	d.must("s.socket", "start")
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var seen []time.Time
+	enough := errors.New("enough")
+	err = d.client.Watch(d.ctx, func(ev hostapi.Event) error {
+		if ev.Name != "s.socket" || ev.Group == nil || ev.Group.Status.Trigger == nil {
+			return nil
+		}
+		st := ev.Group.Status.Trigger
+		if st.State == service.TriggerFailed {
+			return errors.New(st.Reason)
+		}
+		if last := st.Last; !last.IsZero() && (len(seen) == 0 || last.After(seen[len(seen)-1])) {
+			seen = append(seen, last)
+		}
+		if len(seen) == 7 {
+			return enough
+		}
+		return nil
+	})
+	if !errors.Is(err, enough) {
+		t.Fatalf("%v, at %v", err, seen)
+	}
+	for i := range seen[2:] {
+		if took := seen[i+2].Sub(seen[i]); took < 250*time.Millisecond {
+			t.Errorf("it was looked at three times in %v: %v", took, seen)
+		}
+	}
+}
+
 func TestConnectionsHaveInstances(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	d := newDaemon(t, map[string]string{
