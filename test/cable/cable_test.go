@@ -50,6 +50,9 @@ func wire(t *testing.T) (*Cable, net.Conn) {
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skip("no taps: ", err)
+	}
 	id := fmt.Sprintf("%08x", uint32(os.Getpid())<<8|0xca)
 	subnet, err := netns.Choose(id)
 	if err != nil {
