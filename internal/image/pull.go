@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,7 +27,8 @@ func (s *Store) Pull(ctx context.Context, image string, logins []Login) (*Image,
 	if err != nil {
 		return nil, fmt.Errorf("couldn't parse image name %q: %w", image, err)
 	}
-	if len(logins) == 0 {
+	nobody := len(logins) == 0
+	if nobody {
 		logins = []Login{{}}
 	}
 	var problems []error
@@ -37,12 +39,21 @@ func (s *Store) Pull(ctx context.Context, image string, logins []Login) (*Image,
 		}
 		problems = append(problems, err)
 	}
-	return nil, fmt.Errorf("failed to pull %s: %w", full, errors.Join(problems...))
+	err = errors.Join(problems...)
+	// The registry's own words do not tell whether it was given a login.
+	var refused *transport.Error
+	switch {
+	case !errors.As(err, &refused) || refused.StatusCode != http.StatusUnauthorized:
+		return nil, fmt.Errorf("failed to pull %s: %w", full, err)
+	case nobody:
+		return nil, fmt.Errorf("failed to pull %s without a login: %w", full, err)
+	}
+	return nil, fmt.Errorf("failed to pull %s with the logins for it: %w", full, err)
 }
 
 func (s *Store) pull(ctx context.Context, full string, ref name.Reference, l Login) (*Image, error) {
 	desc, err := remote.Get(ref, remote.WithContext(ctx), remote.WithAuth(l.authenticator()),
-		remote.WithTransport(transport()), remote.WithPlatform(s.platform()))
+		remote.WithTransport(remote.DefaultTransport), remote.WithPlatform(s.platform()))
 	if err != nil {
 		return nil, err
 	}
@@ -87,10 +98,6 @@ func (s *Store) known(fixed, full string) *Image {
 	}
 	return found
 }
-
-// transport is the registry client's: it goes through the proxy that the
-// environment names.
-func transport() http.RoundTripper { return remote.DefaultTransport }
 
 // authenticator is the login in the registry client's terms.
 func (l Login) authenticator() authn.Authenticator {

@@ -134,7 +134,7 @@ var OCIFields = []Field{
 	{"spec.hostPID, hostIPC", Everywhere, "else each container has its own"},
 	{"spec.hostname", Everywhere, "without it, the pod's name"},
 	{"spec.dnsPolicy, hostAliases", Partly, "the node's /etc/resolv.conf and /etc/hosts are seen, read-only"},
-	{"spec.imagePullSecrets[]", Everywhere, "of both types; a key may be a host, with a pattern or a path; each login that fits is tried"},
+	{"spec.imagePullSecrets[]", Everywhere, "of both types; a key may be a host, with a pattern or a path; each login that fits is tried, at each try as the Secret is then. The pod that has none says ErrImagePull with the registry's reason"},
 	{"spec.containers[].image", Everywhere, "a name with a tag or a digest; of an index, the image of the node's platform. A changed one counts for the next pod"},
 	{"spec.containers[].imagePullPolicy", Everywhere, "when the pod begins; a restart of a container runs the image that is there. ErrImagePull, ImagePullBackOff (10 s, doubling to 5 min), ErrImageNeverPull, InvalidImageName"},
 	{"spec.containers[].command, args, workingDir, env[]", Everywhere, "over the image's ENTRYPOINT, CMD, WORKDIR and ENV as Kubernetes has it"},

@@ -64,6 +64,7 @@ func up(dir string) (*fleet, error) {
 	f.host = hostclient.New(filepath.Join(f.home(), "nodes", node, "host.sock"))
 	return f, errors.Join(
 		f.registry.open(),
+		f.registry.push(privateImage, []string{"/standin"}, f.standin, imagev1.Config{Entrypoint: []string{"/standin"}, Env: []string{"PRIVATE=yes"}}),
 		f.image("standin:v1", []string{"/standin"}, f.standin, imagev1.Config{Entrypoint: []string{"/standin"}}),
 		f.image("standin:user", []string{"/standin"}, f.standin, imagev1.Config{
 			Entrypoint: []string{"/standin"}, Cmd: []string{"tell", "then", "stay"}, Env: []string{"COLOUR=red", "SHAPE=round"},

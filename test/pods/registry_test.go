@@ -40,6 +40,12 @@ const pulled = "gcr.io/k8s-staging-nfd/node-feature-discovery:master"
 // network namespace, which has no way out.
 const sourceHost = "gcr.io"
 
+// privateHost is the registry's other name, by which it wants a login.
+const privateHost = "private.example"
+
+// privateImage is one that only those with the login get.
+const privateImage, privateUser, privatePassword = privateHost + "/app:v1", "reader", "open sesame"
+
 // source is a registry.
 type source struct {
 	handler http.Handler
@@ -51,14 +57,14 @@ type source struct {
 // newSource makes a registry that the machine trusts for as long as the test
 // runs: /etc is a layer of its own.
 func newSource() (*source, error) {
-	s := &source{handler: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
-	s.inside = httptest.NewServer(s.handler)
+	open := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	s := &source{handler: withLogin(open), inside: httptest.NewServer(open)}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), DNSNames: []string{sourceHost}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(1), DNSNames: []string{sourceHost, privateHost}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -69,7 +75,22 @@ func newSource() (*source, error) {
 	const roots = "/etc/ssl/certs/ca-certificates.crt" // where Go looks first
 	return s, errors.Join(
 		appendTo(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
-		appendTo("/etc/hosts", []byte("127.0.0.1 "+sourceHost+"\n")))
+		appendTo("/etc/hosts", []byte("127.0.0.1 "+sourceHost+" "+privateHost+"\n")))
+}
+
+// withLogin refuses whoever asks for the private name without its login, as
+// registries do (OCI distribution specification, "Error codes").
+func withLogin(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name, password, _ := r.BasicAuth()
+		if r.Host == privateHost && (name != privateUser || password != privatePassword) {
+			w.Header().Set("WWW-Authenticate", `Basic realm="private"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = io.WriteString(w, `{"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}`)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func appendTo(path string, text []byte) error {
@@ -136,7 +157,7 @@ func (s *source) push(as string, at []string, program string, config imagev1.Con
 	if err != nil {
 		return err
 	}
-	ref, err := name.ParseReference(strings.TrimPrefix(s.inside.URL, "http://") + strings.TrimPrefix(as, sourceHost))
+	ref, err := name.ParseReference(strings.TrimPrefix(s.inside.URL, "http://") + strings.TrimLeftFunc(as, func(r rune) bool { return r != '/' }))
 	if err != nil {
 		return err
 	}
