@@ -17,7 +17,6 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
 	"legion.dev/legion/internal/hostapi"
-	"legion.dev/legion/internal/podspec"
 )
 
 // The kubelet's bounds of a stream: how long it may be idle, and how long the
@@ -116,7 +115,7 @@ type attacher struct {
 
 func (a attacher) AttachContainer(ctx context.Context, _, _, container string, in io.Reader, out, errOut io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize) error {
 	if in != nil {
-		return fmt.Errorf("container %q has no standard input: a process of the host reads from /dev/null (spec.containers[].stdin has no effect with runtimeClassName %s); leave --stdin out, or use kubectl exec", container, podspec.HostRuntime)
+		return fmt.Errorf("container %q has no standard input: it reads from /dev/null (spec.containers[].stdin has no effect); leave --stdin out, or use kubectl exec", container)
 	}
 	body, err := a.k.newer(ctx, &a.target, a.Run-1, hostapi.LogQuery{Service: container, Follow: true})
 	if err != nil || body == nil {

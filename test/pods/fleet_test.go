@@ -93,7 +93,10 @@ func (f *fleet) program(stdin, program string, args ...string) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, program), args...)
+	if !filepath.IsAbs(program) {
+		program = filepath.Join(bin, program)
+	}
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "LEGION_DIR="+f.home(), "KUBECONFIG="+filepath.Join(f.home(), "admin.kubeconfig"))
 	cmd.Stdin = strings.NewReader(stdin)
 	var out bytes.Buffer

@@ -65,7 +65,7 @@ func params(runtime string) testscript.Params {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"apply": apply, "until": until, "log": readLog, "event": event, "delete": remove, "gone": gone,
-			"now": now, "in": in, "condition": condition,
+			"now": now, "in": in, "condition": condition, "debug": debug,
 			"process": process, "namespaces": namespaces, "signal": signal, "cgroup": limits, "mount": mount, "mounted": mounted,
 		},
 	}
