@@ -446,13 +446,13 @@ func (s *step) signalSpawned() {
 
 // signalExited goes on once all that the state waits for has ended.
 func (s *step) signalExited() {
-	reason := s.Reason
 	if s.ev.Kind == Emptied {
 		s.ev.Left = false
 	} else {
 		f, words := s.procGone()
 		if s.Result == service.Success && f != service.Success {
-			reason = words
+			// Of more weight than why it was to stop, also once the others have ended.
+			s.Reason = words
 		}
 		s.fail(f)
 	}
@@ -461,9 +461,9 @@ func (s *step) signalExited() {
 	}
 	switch s.State {
 	case service.StopSigterm, service.StopSigkill:
-		s.enterStopPost(reason)
+		s.enterStopPost(s.Reason)
 	default:
-		s.enterDead(reason)
+		s.enterDead(s.Reason)
 	}
 }
 

@@ -284,6 +284,25 @@ func TestDBus(t *testing.T) {
 	}
 }
 
+// TestKilledAndLosesItsName: the reason is the kill, also where the loss of the
+// name is heard of first and a helper ends last.
+func TestKilledAndLosesItsName(t *testing.T) {
+	p := play(t, service.Service{Type: service.DBus, BusName: "org.example.A"}).start().up().named(true)
+	p.left = true
+	p.named(false).main(killed)
+	p.left = false
+	p.give("empty", Event{Kind: Emptied}).check(`
+		start: start, run start[0]
+		up 101: (start)
+		named true: running
+		named false: stop-sigterm, SIGTERM to all
+		main was killed by SIGKILL: (stop-sigterm)
+		empty: failed`)
+	if !strings.Contains(p.in.Reason, "SIGKILL") || p.in.Result != service.SignalResult {
+		t.Errorf("the reason is %q, the result %s", p.in.Reason, p.in.Result)
+	}
+}
+
 func TestReloadByCommand(t *testing.T) {
 	p := play(t, service.Service{Reload: []service.Command{{Path: "/check"}, {Path: "/hup"}}}).start().up()
 	p.reload().up().control(0).up().control(2).check(`

@@ -57,7 +57,7 @@ func shrink(files ...string) error {
 const (
 	apart      = 2 * time.Second
 	calmGrowth = 25
-	busyGrowth = 125
+	busyGrowth = 75
 	headroom   = 160 << 20
 	// A server that wants no more than fairGrowth, on the average of about as
 	// long as calm, gives back what it has beyond the heap of a calm one and

@@ -44,11 +44,11 @@ func TestGrowth(t *testing.T) {
 	}{
 		{0, 200 * mib, 16384 * mib, calmGrowth},
 		{20 * mib, 200 * mib, 16384 * mib, calmGrowth},
-		{100 * mib, 200 * mib, 16384 * mib, 100},
+		{75 * mib, 200 * mib, 16384 * mib, busyGrowth},
 		{1000 * mib, 0, 16384 * mib, 16000},
 		{1000 * mib, 64 * mib, 16384 * mib, 250},
 		{1000 * mib, 512 * mib, 16384 * mib, busyGrowth},
-		{1000 * mib, 512 * mib, 4096 * mib, 100},
+		{1000 * mib, 512 * mib, 3072 * mib, 50},
 		{1000 * mib, 512 * mib, 1024 * mib, calmGrowth},
 		{1000 * mib, 64 * mib, 0, calmGrowth},
 	} {
