@@ -36,7 +36,7 @@ type podCodec struct {
 	runtime.Codec
 	parts *podParts
 	// keeper, if there is one, says that what is decoded is kept and only read:
-	// then all is shared that can be.
+	// then all is shared that can be, as the codec below does then, too.
 	keeper *pool
 }
 
@@ -119,17 +119,17 @@ type keptVersionedPod struct {
 func (c podCodec) Decode(data []byte, defaults *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
 	pod, wanted := into.(*api.Pod)
 	if into != nil && !wanted {
-		return c.decodeWhole(data, defaults, into)
+		return c.Codec.Decode(data, defaults, into)
 	}
 	scratch := scratches.Get().(*[4096]byte)
 	defer scratches.Put(scratch)
 	parts, ok := splitPod(data, scratch[:0])
 	if !ok {
-		return c.decodeWhole(data, defaults, into)
+		return c.Codec.Decode(data, defaults, into)
 	}
 	spec, affinity := c.parts.spec(parts)
 	if spec == nil {
-		obj, kind, err := c.decodeWhole(data, defaults, into)
+		obj, kind, err := c.Codec.Decode(data, defaults, into)
 		if whole, isPod := obj.(*api.Pod); err == nil && isPod {
 			c.parts.learn(parts, &whole.Spec)
 		}
@@ -148,14 +148,6 @@ func (c podCodec) Decode(data []byte, defaults *schema.GroupVersionKind, into ru
 	}
 	kind := podKind
 	return pod, &kind, nil
-}
-
-func (c podCodec) decodeWhole(data []byte, defaults *schema.GroupVersionKind, into runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
-	obj, kind, err := c.Codec.Decode(data, defaults, into)
-	if err == nil && c.keeper != nil {
-		c.keeper.share(obj)
-	}
-	return obj, kind, err
 }
 
 // meta decodes a pod's metadata.

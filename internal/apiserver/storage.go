@@ -66,7 +66,7 @@ func (s ownStorage) open(
 	// and may be changed by who has read it, goes by the second.
 	var kept, read runtime.Codec = sharingCodec{config.Codec, s.pool}, config.Codec
 	if config.GroupResource == api.Resource("pods") {
-		kept, read = podCodec{config.Codec, s.parts, s.pool}, podCodec{config.Codec, s.parts, nil}
+		kept, read = podCodec{kept, s.parts, s.pool}, podCodec{read, s.parts, nil}
 		attributes = s.parts.attributes(attributes)
 	}
 	raw, err := etcd3.New(s.client, nil, kept, newFunc, newListFunc, config.Prefix, prefix, config.GroupResource,
