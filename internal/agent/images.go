@@ -196,7 +196,7 @@ func (p *pods) logins(pod *v1.Pod, name string) (list []image.Login, ready bool)
 func imagesOf(g *service.Group) []string {
 	var out []string
 	for i := range g.Services {
-		if c := g.Services[i].Exec.Container; c != nil {
+		if c := g.Services[i].Exec.Container; c != nil && c.Image != "" {
 			out = append(out, c.Image)
 		}
 	}

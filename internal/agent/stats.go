@@ -15,6 +15,7 @@ import (
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"legion.dev/legion/internal/cgroup"
+	"legion.dev/legion/internal/ocispec"
 )
 
 // A rate is taken over what has passed since the sample before, if that is in
@@ -152,7 +153,7 @@ func (p *pods) counters(ctx context.Context) (counters, error) {
 			}
 			pod := running{podCounters: podCounters{ref: statsapi.PodReference{Name: r.pod.Name, Namespace: r.pod.Namespace, UID: string(r.uid)}, started: r.added}}
 			for i := range r.host.Services {
-				if s := &r.host.Services[i]; s.Main != nil && s.Main.Exit == nil {
+				if s := &r.host.Services[i]; s.Name != ocispec.Holder && s.Main != nil && s.Main.Exit == nil {
 					pod.containers = append(pod.containers, containerCounters{name: s.Name, run: s.Main.Number, started: s.Main.Started})
 					pod.cgroups, pod.pids = append(pod.cgroups, s.Cgroup), append(pod.pids, s.Main.PID)
 				}

@@ -31,8 +31,12 @@ const volumes = "volumes"
 
 // Prepare makes the bundle of a container that does not run. Each run begins
 // with the image as it is: what an earlier one wrote is gone. cgroup is the
-// service's, an absolute directory, or empty.
-func Prepare(c *service.Container, list []service.Mount, cgroup string) error {
+// service's, an absolute directory, or empty; holder is the process whose PID
+// namespace it is in where c.PIDs says that it is in another's.
+func Prepare(c *service.Container, list []service.Mount, cgroup string, holder int) error {
+	if c.PIDs != "" && holder == 0 {
+		return errors.New("the process that holds the pod's PID namespace does not run")
+	}
 	if err := mounts.Sources(list); err != nil {
 		return err
 	}
@@ -51,7 +55,7 @@ func Prepare(c *service.Container, list []service.Mount, cgroup string) error {
 	if err != nil {
 		return err
 	}
-	text, err := configure(c, targets, cgroup)
+	text, err := configure(c, targets, cgroup, holder)
 	if err != nil {
 		return err
 	}
@@ -202,7 +206,7 @@ func pin(m *service.Mount, at string) error {
 
 // configure completes the runtime's configuration. It is kept as it is written
 // but for the fields that are the host's.
-func configure(c *service.Container, list []target, cgroup string) ([]byte, error) {
+func configure(c *service.Container, list []target, cgroup string, holder int) ([]byte, error) {
 	var spec map[string]json.RawMessage
 	if err := json.Unmarshal(c.Spec, &spec); err != nil {
 		return nil, fmt.Errorf("the container's configuration: %w", err)
@@ -230,6 +234,16 @@ func configure(c *service.Container, list []target, cgroup string) ([]byte, erro
 	}
 	for _, t := range list {
 		mounted = append(mounted, t.entry())
+	}
+	if c.Pauses {
+		m, err := pause()
+		if err != nil {
+			return nil, err
+		}
+		mounted = append(mounted, m)
+	}
+	if c.PIDs != "" {
+		joinPIDs(linux, holder)
 	}
 	bound(process, given())
 	out["root"], out["linux"], out["process"], out["mounts"] = root, linux, process, mounted

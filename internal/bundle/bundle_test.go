@@ -75,7 +75,7 @@ func TestPrepare(t *testing.T) {
 		{Source: in("memory"), Target: "/data", Is: "DirectoryOrCreate", Tmpfs: true, Propagation: "slave"},
 	}
 	for run := range 2 {
-		if err := Prepare(c, list, ""); err != nil {
+		if err := Prepare(c, list, "", 0); err != nil {
 			t.Fatal(err)
 		}
 		for name, want := range map[string]string{"a": "low", "b": "high"} {
@@ -121,7 +121,7 @@ func TestPrepare(t *testing.T) {
 	if text, err := os.ReadFile(filepath.Join(spec.Mounts[2].Source, "file")); err != nil || string(text) != "mine" {
 		t.Errorf("the subPath: %q, %v", text, err)
 	}
-	if err := Prepare(c, list, ""); err == nil || !strings.Contains(err.Error(), "sub") {
+	if err := Prepare(c, list, "", 0); err == nil || !strings.Contains(err.Error(), "sub") {
 		t.Errorf("a subPath that leads out of its volume: %v", err)
 	}
 	for range 2 { // the second time there is nothing to do
@@ -147,7 +147,7 @@ func TestManyLayers(t *testing.T) {
 		put(t, filepath.Join(layer, "file"), string(rune('A'+n)))
 		c.Layers = append(c.Layers, layer)
 	}
-	err := Prepare(c, nil, "")
+	err := Prepare(c, nil, "", 0)
 	defer func() { _ = Release(c, nil) }()
 	if err != nil && strings.Contains(err.Error(), "need Linux 6.7") {
 		t.Skip(err)
@@ -181,5 +181,44 @@ func TestCapabilities(t *testing.T) {
 	}
 	if l := lost(&service.Container{Spec: json.RawMessage(text)}, func(string) bool { return true }); l != nil {
 		t.Errorf("lost: %q", l)
+	}
+}
+
+// TestPIDs: a container joins the PID namespace of the process that holds it,
+// which has nothing but the program that waits.
+func TestPIDs(t *testing.T) {
+	type spec struct {
+		Linux  struct{ Namespaces []map[string]string }
+		Mounts []struct{ Destination, Source string }
+	}
+	configured := func(c *service.Container, holder int) (out spec) {
+		t.Helper()
+		text, err := configure(c, nil, "", holder)
+		if err == nil {
+			err = json.Unmarshal(text, &out)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	text := json.RawMessage(`{"linux":{"namespaces":[{"type":"mount"}]}}`)
+	got := configured(&service.Container{PIDs: "holder", Spec: text}, 42).Linux.Namespaces
+	if len(got) != 2 || got[0]["type"] != "mount" || got[1]["type"] != "pid" || got[1]["path"] != "/proc/42/ns/pid" {
+		t.Errorf("who joins: %v", got)
+	}
+	own := configured(&service.Container{Spec: text}, 0)
+	if len(own.Linux.Namespaces) != 1 || len(own.Mounts) != 0 {
+		t.Errorf("who has its own: %+v", own)
+	}
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := configured(&service.Container{Pauses: true, Spec: text}, 0).Mounts; len(m) != 1 || m[0].Destination != service.Pause || m[0].Source != program {
+		t.Errorf("who holds: %+v, want %s", m, program)
+	}
+	if err := Prepare(&service.Container{PIDs: "holder", Spec: text, Bundle: t.TempDir()}, nil, "", 0); err == nil || !strings.Contains(err.Error(), "does not run") {
+		t.Errorf("nobody holds: %v", err)
 	}
 }

@@ -71,6 +71,7 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		Group: u.g.spec.Name, Service: spec.Name, Run: e.Run, Command: list[e.Index], Context: &spec.Exec, Env: h.environment(u, e),
 	}
 	if e.Kind == service.Start {
+		q.PIDs = u.holder()
 		files, err := dup(h.passed(u))
 		if err != nil {
 			h.note(u.g, "cannot pass its file descriptors", err)
@@ -116,6 +117,19 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 			h.spawned(u, e, dir, p, err)
 		})
 	})
+}
+
+// holder is the process whose PID namespace the service's container is in; 0
+// where it has one of its own, or that process does not run.
+func (u *unit) holder() int {
+	if c := u.spec.Exec.Container; c != nil && c.PIDs != "" {
+		for _, o := range u.g.services {
+			if m := o.in.Main; o.spec.Name == c.PIDs && m != nil {
+				return m.PID
+			}
+		}
+	}
+	return 0
 }
 
 // beside leaves out the directories that one of within lies in: who enters that

@@ -92,7 +92,11 @@ func (m *machineFake) Start(q Request) (Process, error) {
 	m.next++
 	p := &procFake{m, m.next, q.Cgroup}
 	m.procs[p.pid] = p
-	m.say("start %s", q.Service)
+	if beside := m.procs[q.PIDs]; beside != nil {
+		m.say("start %s beside %s", q.Service, beside.path)
+	} else {
+		m.say("start %s", q.Service)
+	}
 	if m.hungry[q.Service] {
 		m.ooms++
 		m.end(p, service.Exit{At: time.Now(), Signal: 9})

@@ -86,6 +86,9 @@ type Request struct {
 	Enter []string
 	// Files are passed from descriptor 3 on (sd_listen_fds(3)).
 	Files []File
+	// PIDs is the process whose PID namespace a container of it is in, 0 for
+	// none.
+	PIDs int
 }
 
 // ExecRequest is a command to run in the namespaces of a process.

@@ -234,3 +234,27 @@ func TestStagesAgain(t *testing.T) {
 		f.remove(g, 0)
 	})
 }
+
+// TestSharedPIDs: a container is started in the PID namespace that another
+// service's main process has now.
+func TestSharedPIDs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newFake()
+		f := m.host(t)
+		defer f.leave()
+		g := stagedPod(service.RestartAlways)
+		g.Services = []service.Service{g.Services[1], g.Services[3]}
+		g.Services[0].Startup = nil
+		g.Services[1].Exec.Container = &service.Container{PIDs: "side"}
+		f.put(g)
+		f.expect("start side, start main beside pod-1/side")
+		m.crash("pod-1/main", 1)
+		f.expect("end pod-1/main, start main beside pod-1/side")
+		m.crash("pod-1/side", 1)
+		f.expect("end pod-1/side, start side")
+		m.crash("pod-1/main", 1)
+		time.Sleep(11 * time.Second) // its back-off
+		f.expect("end pod-1/main, start main beside pod-1/side")
+		f.remove(g, 0)
+	})
+}

@@ -63,10 +63,10 @@ func (in *Input) linux() *specs.Linux {
 	ps, cs := &in.Pod.Spec, in.Container.SecurityContext
 	l := &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}}}
 	for _, n := range []struct {
-		kind specs.LinuxNamespaceType
-		host bool
-	}{{specs.PIDNamespace, ps.HostPID}, {specs.IPCNamespace, ps.HostIPC}, {specs.UTSNamespace, ps.HostNetwork}} {
-		if !n.host {
+		kind  specs.LinuxNamespaceType
+		other bool // it has the host's, or which one is known at its start
+	}{{specs.PIDNamespace, ps.HostPID || SharesPIDs(in.Pod)}, {specs.IPCNamespace, ps.HostIPC}, {specs.UTSNamespace, ps.HostNetwork}} {
+		if !n.other {
 			l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: n.kind})
 		}
 	}

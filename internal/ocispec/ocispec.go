@@ -84,6 +84,9 @@ func Contain(s *service.Service, in Input) *Refusal {
 		// cannot give this, as where there is no CAP_SYS_RESOURCE.
 		OOMScoreAdjust: s.Exec.OOMScoreAdjust,
 	}
+	if SharesPIDs(in.Pod) {
+		c.PIDs = Holder
+	}
 	in.run(s, c)
 	if c.Copied {
 		s.StartPre = append(copying(c), s.StartPre...)

@@ -233,6 +233,43 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
+// TestSharesPIDs: the PID namespace is then another container's, which has no
+// right and no file.
+func TestSharesPIDs(t *testing.T) {
+	private := func(spec *specs.Spec) bool {
+		return slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+	}
+	yes := true
+	for _, test := range []struct {
+		host bool
+		want string
+	}{{false, Holder}, {true, ""}} {
+		s, spec, _ := contained(t, Image{Cmd: []string{"x"}}, func(p *v1.Pod, _ *service.Service) {
+			p.Spec.ShareProcessNamespace, p.Spec.HostPID = &yes, test.host
+		})
+		if private(&spec) || s.Exec.Container.PIDs != test.want {
+			t.Errorf("hostPID %v: in that of %q, its own: %v", test.host, s.Exec.Container.PIDs, private(&spec))
+		}
+	}
+	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u1"}}
+	s, refusal := Hold(pod, &Runtime{Program: "/usr/sbin/runc", State: "/run/oci"}, "/pods/u1")
+	if refusal != nil {
+		t.Fatal(refusal)
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(s.Exec.Container.Spec, &spec); err != nil {
+		t.Fatal(err)
+	}
+	caps := spec.Process.Capabilities
+	if !private(&spec) || !s.Exec.Container.Pauses || s.Exec.Container.Layers != nil || len(caps.Bounding)+len(caps.Effective)+len(caps.Permitted) > 0 || !spec.Root.Readonly {
+		t.Errorf("the holder: %s", s.Exec.Container.Spec)
+	}
+	// Its first process is deaf to all other signals.
+	if s.Kill.Signal != 9 || !slices.Equal(s.SuccessStatus.Signals, []int{9}) || s.Restart.Mode != service.RestartAlways {
+		t.Errorf("its end: %+v", s)
+	}
+}
+
 // TestCommands: the runtime runs in the foreground, hooks and probes in the
 // container, and what a runtime that was killed left is removed.
 func TestCommands(t *testing.T) {

@@ -37,7 +37,7 @@ var Fields = []Field{
 	{"spec.ephemeralContainers", Nowhere, ""},
 	{"spec.activeDeadlineSeconds", Everywhere, "while the agent runs"},
 	{"spec.hostNetwork, hostPID, hostIPC", NoMeaning, "a process of the host has them"},
-	{"spec.shareProcessNamespace", Partly, "a process of the host shares the host's; containers of an image have one each, and do not share it yet"},
+	{"spec.shareProcessNamespace", NoMeaning, "a process of the host shares the host's"},
 	{"spec.hostUsers", Nowhere, "false"},
 	{"spec.hostname", Nowhere, ""},
 	{"spec.subdomain", Nowhere, ""},
@@ -132,6 +132,7 @@ func FieldTable() string {
 var OCIFields = []Field{
 	{"spec.hostNetwork", Partly, "pods use the node's network in any case: there is no other on offer. With true the container also has the node's host name"},
 	{"spec.hostPID, hostIPC", Everywhere, "else each container has its own"},
+	{"spec.shareProcessNamespace", Everywhere, "process 1 is one that only holds the namespace, and outlives the containers. What a container leaves running ends with it"},
 	{"spec.hostname", Everywhere, "without it, the pod's name"},
 	{"spec.dnsPolicy, hostAliases", Partly, "the node's /etc/resolv.conf and /etc/hosts are seen, read-only"},
 	{"spec.imagePullSecrets[]", Everywhere, "of both types; a key may be a host, with a pattern or a path; each login that fits is tried, at each try as the Secret is then. The pod that has none says ErrImagePull with the registry's reason"},

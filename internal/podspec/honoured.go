@@ -28,7 +28,6 @@ func (c *compiler) podFields() {
 	when(s.DNSConfig != nil && !c.node.Root, "dnsConfig")
 	when(len(s.HostAliases) > 0 && !c.node.Root, "hostAliases")
 	when(s.Hostname != "" && !OCI(c.pod), "hostname")
-	when(isTrue(s.ShareProcessNamespace) && OCI(c.pod), "shareProcessNamespace")
 	when(s.Subdomain != "", "subdomain")
 	when(isTrue(s.SetHostnameAsFQDN), "setHostnameAsFQDN")
 	when(s.HostUsers != nil && !*s.HostUsers, "hostUsers")

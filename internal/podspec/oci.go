@@ -44,6 +44,23 @@ func (c *compiler) image(ctr *v1.Container) *ocispec.Image {
 	return nil
 }
 
+// holdPIDs puts before the containers, which share a PID namespace, the service
+// that holds it.
+func (c *compiler) holdPIDs(g *service.Group) {
+	if !OCI(c.pod) || !ocispec.SharesPIDs(c.pod) {
+		return
+	}
+	holder, refusal := ocispec.Hold(c.pod, c.node.OCI, filepath.Join(c.node.PodDir, string(c.pod.UID)))
+	if refusal != nil {
+		c.block(c.pod.Spec.Containers[0].Name, CreateError, "%s", refusal.Message)
+		return
+	}
+	for i := range g.Services {
+		g.Services[i].Stage++
+	}
+	g.Services = append([]service.Service{holder}, g.Services...)
+}
+
 // contain makes a container's service one that an OCI runtime runs.
 func (c *compiler) contain(ctr *v1.Container, s *service.Service) {
 	image := c.image(ctr)

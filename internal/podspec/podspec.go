@@ -151,6 +151,7 @@ func Compile(pod *v1.Pod, node Node, objects Objects) (service.Group, Report) {
 		}
 		g.Services = append(g.Services, s)
 	}
+	c.holdPIDs(&g)
 	for _, path := range c.report.NotHonoured {
 		g.Warnings = append(g.Warnings, service.Warning{Text: path + " is not honoured yet"})
 	}

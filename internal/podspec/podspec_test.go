@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -96,6 +97,31 @@ func TestHostPathOfAnImage(t *testing.T) {
 		}
 		if m := g.Services[0].Exec.Mounts; len(m) != want || want == 1 && (m[0].Target != "/var/log" || m[0].Is != anything) {
 			t.Errorf("%s: %+v", class, m)
+		}
+	}
+}
+
+// TestSharedPIDs: what holds the PID namespace starts before all containers, and
+// is there for images only.
+func TestSharedPIDs(t *testing.T) {
+	yes := true
+	for class, want := range map[string]string{OCIRuntime: ocispec.Holder + ":0 init:2 main:3", HostRuntime: "init:1 main:2"} {
+		ctr := func(name string) v1.Container { return v1.Container{Name: name, Image: "i", Command: []string{"/x"}} }
+		pod := &v1.Pod{Spec: v1.PodSpec{
+			RuntimeClassName: &class, ShareProcessNamespace: &yes, InitContainers: []v1.Container{ctr("init")}, Containers: []v1.Container{ctr("main")},
+		}}
+		n := node
+		n.OCI, n.Images = &ocispec.Runtime{Program: "/usr/sbin/runc", State: "/run/oci"}, map[string]Pulled{"i": {Image: &ocispec.Image{ID: "sha256:1"}}}
+		g, report := Compile(pod, n, nil)
+		if len(report.Blocked)+len(report.NotHonoured) > 0 {
+			t.Fatal(report)
+		}
+		var got []string
+		for _, s := range g.Services {
+			got = append(got, fmt.Sprintf("%s:%d", s.Name, s.Stage))
+		}
+		if text := strings.Join(got, " "); text != want {
+			t.Errorf("%s: %s, want %s", class, text, want)
 		}
 	}
 }

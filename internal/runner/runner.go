@@ -87,6 +87,9 @@ type Request struct {
 	// Files are passed from descriptor 3 on, with LISTEN_FDS, LISTEN_FDNAMES
 	// and LISTEN_PID in the environment (sd_listen_fds(3)). They stay open here.
 	Files []File
+	// PIDs is the process whose PID namespace a container of it is in, 0 for
+	// none.
+	PIDs int
 
 	// Stdio, where set, are the standard descriptors, in place of what the
 	// context names. They stay open here.

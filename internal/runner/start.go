@@ -84,7 +84,7 @@ func (r *Runner) prepare(q *Request, l *launch) *StartError {
 		return fail
 	}
 	if c.Container != nil && q.Join == 0 {
-		if err := bundle.Prepare(c.Container, c.Mounts, q.Cgroup); err != nil {
+		if err := bundle.Prepare(c.Container, c.Mounts, q.Cgroup, q.PIDs); err != nil {
 			return &StartError{Stage: "make its container ready", Err: err, Code: sandbox.CodeNamespace}
 		}
 		c.Mounts = nil // they are the container's

@@ -6,6 +6,11 @@ import "encoding/json"
 // JSON what went wrong.
 const RuntimeLog = "runtime.log"
 
+// Pause is where a container that is there only for its PID namespace sees the
+// service manager's own program, and the name by which it then waits for its
+// end.
+const Pause = "/legion-pause"
+
 // Container makes the main process that of an OCI runtime, which runs a
 // container in the foreground (the OCI's runtime-spec). The Mounts of the
 // ExecContext are then the container's. Commands with FullPrivileges run on the
@@ -25,6 +30,11 @@ type Container struct {
 	// Copied: the root file system is not made of Layers but is there, as a
 	// copy, once the StartPre commands have run.
 	Copied bool `json:"copied,omitempty"`
+	// Pauses: its program is Pause.
+	Pauses bool `json:"pauses,omitempty"`
+	// PIDs, where not empty, is the service of the group whose PID namespace it
+	// is in, that of the service's main process.
+	PIDs string `json:"pids,omitempty"`
 	// Spec is the runtime's configuration without what only the host knows:
 	// where the root is, the mounts of the volumes, the cgroup.
 	Spec json.RawMessage `json:"spec"`

@@ -2,6 +2,7 @@ package pods
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,38 +14,59 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/podspec"
-	"legion.dev/legion/internal/service"
 )
 
-// status is what the host knows of a container.
-func (s *script) status(pod, container string) (*service.Status, error) {
+// errFound ends a watch that has brought what was looked for.
+var errFound = errors.New("found")
+
+// running is a container's process as the host knows it: the pod may run a
+// moment before there is one.
+func (s *script) running(pod, container string) (pid int, err error) {
 	p := s.last(pod)
 	if p == nil {
-		return nil, fmt.Errorf("nothing was seen of pod %s", pod)
+		return 0, fmt.Errorf("nothing was seen of pod %s", pod)
 	}
-	g, err := s.fleet.host.Group(context.Background(), podspec.GroupName(p.UID))
-	if err != nil {
-		return nil, err
-	}
-	for i := range g.Status.Services {
-		if st := &g.Status.Services[i]; (container == "" || st.Name == container) && st.Main != nil {
-			return st, nil
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	err = s.fleet.host.Watch(ctx, func(e hostapi.Event) error {
+		if e.Name != podspec.GroupName(p.UID) || e.Group == nil {
+			return nil
 		}
+		for _, st := range e.Group.Status.Services {
+			if m := st.Main; (container == "" || st.Name == container) && m != nil && m.PID != 0 && m.Exit == nil {
+				pid = m.PID
+				return errFound
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, errFound) {
+		return pid, nil
 	}
-	return nil, fmt.Errorf("container %s of pod %s has no process", container, pod)
+	return 0, fmt.Errorf("container %s of pod %s has no process: %w", container, pod, err)
 }
 
-// process puts the number of a container's process on the node into a variable:
+// process puts the number of a container's process on the node into a variable,
+// and into VARIABLE_INSIDE the one it has in its own namespace:
 // process VARIABLE POD[/CONTAINER]
 func process(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: process VARIABLE POD[/CONTAINER]")
 	}
 	pod, container, _ := strings.Cut(args[1], "/")
-	st, err := of(ts).status(pod, container)
+	pid, err := of(ts).running(pod, container)
 	ts.Check(err)
-	ts.Setenv(args[0], strconv.Itoa(st.Main.PID))
+	ts.Setenv(args[0], strconv.Itoa(pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	ts.Check(err)
+	for line := range strings.Lines(string(text)) {
+		if list, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			numbers := strings.Fields(list)
+			ts.Setenv(args[0]+"_INSIDE", numbers[len(numbers)-1])
+		}
+	}
 }
 
 // signal signals a process: signal NUMBER PID

@@ -68,7 +68,7 @@ func (p *processes) Exec(ctx context.Context, q host.ExecRequest, started func(p
 func request(q host.Request) runner.Request {
 	return runner.Request{
 		Group: q.Group, Service: q.Service, Run: q.Run, Command: q.Command, Context: q.Context, Env: q.Env,
-		Cgroup: q.Cgroup, Enter: q.Enter, Stdout: q.Stdout, Stderr: q.Stderr, Files: files(q.Files),
+		Cgroup: q.Cgroup, Enter: q.Enter, Stdout: q.Stdout, Stderr: q.Stderr, Files: files(q.Files), PIDs: q.PIDs,
 	}
 }
 
