@@ -23,7 +23,15 @@ func main() {
 	sizes := flag.String("services", "10,1000", "numbers of services")
 	only := flag.String("only", "", "measure this supervisor only")
 	idle := flag.Duration("idle", 5*time.Second, "how long the idle supervisor is watched")
+	within := flag.Int("ask-systemd", 0, "measure that many requests to the systemd of this namespace, and nothing else (used by the command itself)")
 	flag.Parse()
+	if *within > 0 {
+		if err := askSystemd(*within); err != nil {
+			fmt.Fprintln(os.Stderr, "bench/host: systemd:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(*bin, *only, *sizes, *kills, *idle); err != nil {
 		fmt.Fprintln(os.Stderr, "bench/host:", err)
 		os.Exit(1)
@@ -64,8 +72,8 @@ func run(bin, only, sizes string, kills int, idle time.Duration) error {
 		if only != "" && s.name != only {
 			continue
 		}
-		if !s.there() {
-			fmt.Fprintf(os.Stderr, "%s: not found, left out\n", s.name)
+		if why := s.missing(); why != "" {
+			fmt.Fprintf(os.Stderr, "%s: %s, left out\n", s.name, why)
 			continue
 		}
 		for i, n := range ns {
@@ -85,8 +93,8 @@ func run(bin, only, sizes string, kills int, idle time.Duration) error {
 		}
 	}
 	if len(apis) > 0 {
-		fmt.Println("\n| services | reload median | max | list median | max | n |")
-		fmt.Println("| --: | --: | --: | --: | --: | --: |")
+		fmt.Println("\n| supervisor | services | reload median | max | list median | max | n |")
+		fmt.Println("| --- | --: | --: | --: | --: | --: | --: |")
 		fmt.Println(strings.Join(apis, "\n"))
 	}
 	return nil

@@ -21,7 +21,7 @@ import (
 const upFor = 1100 * time.Millisecond
 
 // measure starts a supervisor with n services, watches it, and ends it. api is
-// what legiond's requests took.
+// what its requests took, where they are measured.
 func measure(s *supervisor, dir string, n, kills int, idle time.Duration) (row, api string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", "", err
@@ -50,10 +50,10 @@ func measure(s *supervisor, dir string, n, kills int, idle time.Duration) (row, 
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	c := counter{file: daemon, there: map[int]bool{}, others: tasks()}
 	begin := time.Now()
-	if err := cmd.Start(); err != nil {
+	defer killAll()
+	if err := s.start(cmd); err != nil {
 		return "", "", err
 	}
-	defer killAll()
 	deadline := begin.Add(3 * time.Minute)
 	for !c.reaches(n) || len(daemons(daemon)) < n {
 		if time.Now().After(deadline) {
@@ -73,8 +73,8 @@ func measure(s *supervisor, dir string, n, kills int, idle time.Duration) (row, 
 		return "", "", err
 	}
 	slices.Sort(latencies)
-	if s.name == "legiond" {
-		if api, err = requests(dir, n, 20); err != nil {
+	if s.requests != nil {
+		if api, err = requests(s, dir, cmd.Process.Pid, n, 20); err != nil {
 			return "", "", err
 		}
 	}
@@ -243,8 +243,10 @@ func usage(daemon string) used {
 	return u
 }
 
-// killAll ends every descendant, also those that come while it does.
+// killAll ends every descendant, also those that come while it does, and removes
+// their cgroups.
 func killAll() {
+	defer removeTree(ownCgroup())
 	for range 50 {
 		pids := pidsBelow()
 		if len(pids) == 0 {
