@@ -129,7 +129,7 @@ func assemble(ctx context.Context, s options.CompletedOptions) (*assembly, error
 	a.config.BuildHandlerChainFunc = func(handler http.Handler, c *genericapiserver.Config) http.Handler {
 		processors := goruntime.GOMAXPROCS(0)
 		busy := func() bool { return a.direct.writing.Load() > int32(writesPerProcessor*processors) }
-		return inTurn(genericapiserver.DefaultBuildHandlerChain(handler, c), newTurns(processors, busy))
+		return inTurn(genericapiserver.DefaultBuildHandlerChain(tellStatusPatches(handler), c), newTurns(processors, busy))
 	}
 	a.loopback = a.config.LoopbackClientConfig
 	a.loopback.ContentType = "application/vnd.kubernetes.protobuf"

@@ -115,9 +115,9 @@ func (g coreGroup) addNodesAndPods(getter generic.RESTOptionsGetter, storage map
 	storage["nodes"] = nodes.Node
 	storage["nodes/proxy"] = nodeProxy{nodes.Proxy, connections}
 	storage["nodes/status"] = nodes.Status
-	storage["pods"] = pods.Pod
+	storage["pods"] = podREST{pods.Pod}
 	storage["pods/attach"] = pods.Attach
-	storage["pods/status"] = pods.Status
+	storage["pods/status"] = podStatusREST{pods.Status}
 	storage["pods/log"] = pods.Log
 	storage["pods/exec"] = pods.Exec
 	storage["pods/portforward"] = pods.PortForward

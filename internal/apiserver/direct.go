@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -26,7 +27,6 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	api "k8s.io/kubernetes/pkg/apis/core"
-	podstore "k8s.io/kubernetes/pkg/registry/core/pod/storage"
 	"k8s.io/kubernetes/plugin/pkg/admission/serviceaccount"
 )
 
@@ -48,7 +48,7 @@ type direct struct {
 
 // stores are the registries, and what admits objects to them.
 type stores struct {
-	pods      *podstore.REST
+	pods      podREST
 	nodes     rest.Watcher
 	leases    rest.Watcher
 	admission admission.Interface
@@ -100,7 +100,7 @@ type directNodes struct {
 }
 
 func (n *directNodes) Watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-	return watchInside(inside(ctx, "watch", "", "nodes", ""), n.store, options, func() runtime.Object { return &corev1.Node{} })
+	return watchInside(inside(ctx, "watch", "", "nodes", ""), n.store, options, versioned(func() runtime.Object { return &corev1.Node{} }, copied))
 }
 
 type directCoordination struct {
@@ -119,14 +119,14 @@ type directLeases struct {
 }
 
 func (l *directLeases) Watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-	return watchInside(inside(ctx, "watch", l.namespace, "leases", ""), l.store, options, func() runtime.Object { return &coordinationv1.Lease{} })
+	return watchInside(inside(ctx, "watch", l.namespace, "leases", ""), l.store, options, versioned(func() runtime.Object { return &coordinationv1.Lease{} }, copied))
 }
 
 // directPods are the pods of a namespace, or of all.
 type directPods struct {
 	typedcorev1.PodInterface
 	namespace string
-	store     *podstore.REST
+	store     podREST
 	admission admission.Interface
 	writing   *atomic.Int32
 }
@@ -238,11 +238,16 @@ func (p *directPods) Delete(ctx context.Context, name string, options metav1.Del
 
 // Watch follows the pods in the server's own watch cache.
 func (p *directPods) Watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-	return watchInside(inside(ctx, "watch", p.namespace, podResource.Resource, ""), p.store, options, func() runtime.Object { return &(&keptVersionedPod{}).Pod })
+	original := copied
+	if store, ok := p.store.Storage.Storage.(podStorage); ok {
+		original = store.parts.original
+	}
+	return watchInside(inside(ctx, "watch", p.namespace, podResource.Resource, ""), p.store, options,
+		versioned(func() runtime.Object { return &(&keptVersionedPod{}).Pod }, original))
 }
 
-// watchInside follows a registry; fresh makes an object of the API's version.
-func watchInside(ctx context.Context, store rest.Watcher, options metav1.ListOptions, fresh func() runtime.Object) (watch.Interface, error) {
+// watchInside follows a registry; turn makes what is watched of the API's version.
+func watchInside(ctx context.Context, store rest.Watcher, options metav1.ListOptions, turn watch.FilterFunc) (watch.Interface, error) {
 	inner := internalversion.ListOptions{}
 	if err := internalversion.Convert_v1_ListOptions_To_internalversion_ListOptions(&options, &inner, nil); err != nil {
 		return nil, apierrors.NewBadRequest(err.Error())
@@ -258,7 +263,7 @@ func watchInside(ctx context.Context, store rest.Watcher, options metav1.ListOpt
 	}
 	// A watcher in the cache does not end with its context by itself.
 	context.AfterFunc(ctx, source.Stop)
-	return &directWatch{watch.Filter(source, versioned(fresh)), cancel}, nil
+	return &directWatch{watch.Filter(source, turn), cancel}, nil
 }
 
 type directWatch struct {
@@ -271,13 +276,19 @@ func (w *directWatch) Stop() {
 	w.cancel()
 }
 
-// versioned turns an object of a watch, which may be one that others read too,
-// into one of the receiver's own and of the API's version.
-func versioned(fresh func() runtime.Object) watch.FilterFunc {
+// copied is an object of a watch that several watchers have, as one of the
+// caller's own.
+func copied(shared runtime.CacheableObject) runtime.Object { return shared.GetObject() }
+
+// versioned turns an object of a watch into one that fresh makes, of the API's
+// version. What the object points to may be shared with others, but for what
+// informers change in theirs. Of an object in which the watch cache hides what
+// it has original returns that, or a copy.
+func versioned(fresh func() runtime.Object, original func(runtime.CacheableObject) runtime.Object) watch.FilterFunc {
 	return func(e watch.Event) (watch.Event, bool) {
 		obj := e.Object
 		if shared, ok := obj.(runtime.CacheableObject); ok {
-			obj = shared.GetObject()
+			obj = original(shared)
 		}
 		if _, ok := obj.(*metav1.Status); ok {
 			return watch.Event{Type: e.Type, Object: obj}, true
@@ -286,6 +297,19 @@ func versioned(fresh func() runtime.Object) watch.FilterFunc {
 		if err := legacyscheme.Scheme.Convert(obj, out, nil); err != nil {
 			return watch.Event{Type: watch.Error, Object: &apierrors.NewInternalError(err).ErrStatus}, true
 		}
+		detach(out)
 		return watch.Event{Type: e.Type, Object: out}, true
+	}
+}
+
+// detach copies the lists in whose elements [pool.slim] writes.
+func detach(obj runtime.Object) {
+	switch o := obj.(type) {
+	case *corev1.Pod:
+		s := &o.Status
+		s.ContainerStatuses, s.InitContainerStatuses = slices.Clone(s.ContainerStatuses), slices.Clone(s.InitContainerStatuses)
+		s.HostIPs, s.PodIPs = slices.Clone(s.HostIPs), slices.Clone(s.PodIPs)
+	case *corev1.Node:
+		o.Status.Conditions = slices.Clone(o.Status.Conditions)
 	}
 }

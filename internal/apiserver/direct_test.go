@@ -33,6 +33,8 @@ func TestDirect(t *testing.T) {
 	t.Run("leases", func(t *testing.T) { testLeaseFields(t, f) })
 	t.Run("one spec", func(t *testing.T) { testOneSpec(t, direct) })
 	t.Run("watch", func(t *testing.T) { testDirectWatch(t, f, direct) })
+	t.Run("status patches", func(t *testing.T) { testStatusPatches(t, f) })
+	t.Run("namesakes", func(t *testing.T) { testNamesakes(t, f, direct) })
 	t.Run("fenced", func(t *testing.T) { testFenced(t, inside) })
 }
 

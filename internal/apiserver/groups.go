@@ -21,7 +21,6 @@ import (
 	authorizationrest "k8s.io/kubernetes/pkg/registry/authorization/rest"
 	leasestore "k8s.io/kubernetes/pkg/registry/coordination/lease/storage"
 	coordinationrest "k8s.io/kubernetes/pkg/registry/coordination/rest"
-	podstore "k8s.io/kubernetes/pkg/registry/core/pod/storage"
 	eventsrest "k8s.io/kubernetes/pkg/registry/events/rest"
 	noderest "k8s.io/kubernetes/pkg/registry/node/rest"
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
@@ -92,7 +91,7 @@ func installGroups(server *genericapiserver.GenericAPIServer, config *genericapi
 		storage := info.VersionedResourcesStorageMap["v1"]
 		switch p.GroupName() {
 		case "":
-			direct.pods = storage["pods"].(*podstore.REST)
+			direct.pods = storage["pods"].(podREST)
 			direct.nodes = storage["nodes"].(rest.Watcher)
 		case coordinationv1.GroupName:
 			leases := storage["leases"].(*leasestore.REST)

@@ -51,6 +51,8 @@ type podParts struct {
 	seeds    [2]maphash.Seed
 	// fields are those that selectors may name, by the pod's name.
 	fields seen[fields.Set]
+	// recent are the pods that the watch cache has of late, by resource version.
+	recent seen[api.Pod]
 }
 
 // How many parts are remembered at least; a fleet has an affinity for each node.
@@ -59,6 +61,7 @@ const (
 	seenAffinities = 8192
 	seenMetas      = 256
 	seenVersions   = 8192
+	seenRecent     = 512
 )
 
 func newPodParts() *podParts {
@@ -69,6 +72,7 @@ func newPodParts() *podParts {
 		statuses:   seen[api.PodStatus]{least: seenVersions},
 		seeds:      [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
 		fields:     seen[fields.Set]{least: seenVersions},
+		recent:     seen[api.Pod]{least: seenRecent},
 	}
 }
 
@@ -208,7 +212,8 @@ func (p *podParts) status(id []byte) *api.PodStatus {
 }
 
 // attributes has the versions of a pod share what selectors ask for as long as
-// that is the same.
+// that is the same, and remembers the pods that it is asked of, which are those
+// of the watch cache.
 func (p *podParts) attributes(of storage.AttrFunc) storage.AttrFunc {
 	return func(obj runtime.Object) (labels.Set, fields.Set, error) {
 		its, chosen, err := of(obj)
@@ -219,12 +224,27 @@ func (p *podParts) attributes(of storage.AttrFunc) storage.AttrFunc {
 		key := append(append(append(make([]byte, 0, 128), pod.Namespace...), '/'), pod.Name...)
 		p.mu.Lock()
 		defer p.mu.Unlock()
+		p.recent.put(seenValue[api.Pod]{pod.ResourceVersion, pod})
 		if known := p.fields.get(key); known != nil && maps.Equal(*known, chosen) {
 			return its, *known, nil
 		}
 		p.fields.put(seenValue[fields.Set]{string(key), &chosen})
 		return its, chosen, nil
 	}
+}
+
+// original is what the watch cache has of a pod that several watchers are told
+// of: upstream would make each in this process a copy.
+func (p *podParts) original(shared runtime.CacheableObject) runtime.Object {
+	if of, ok := shared.(metav1.Object); ok {
+		p.mu.Lock()
+		pod := p.recent.get([]byte(of.GetResourceVersion()))
+		p.mu.Unlock()
+		if pod != nil && pod.UID == of.GetUID() {
+			return pod
+		}
+	}
+	return shared.GetObject()
 }
 
 // meta returns what is encoded so, which is shared.

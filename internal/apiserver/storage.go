@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"context"
 	"slices"
 	"sync"
 
@@ -9,7 +8,6 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/generic"
 	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/apiserver/pkg/storage/cacher"
@@ -104,29 +102,4 @@ func (s ownStorage) open(
 		cached.Stop()
 		raw.Close()
 	}), nil
-}
-
-// podStorage are the pods behind their watch cache.
-type podStorage struct {
-	storage.Interface
-	// below is the store without the cache.
-	below storage.Interface
-	parts *podParts
-}
-
-// GuaranteedUpdate begins with the pod as the watch cache has it, as the cache
-// itself does, which makes a deep copy of it before. What a deletion writes to a
-// pod is the pod's own metadata, so there the copy is of the outermost only.
-func (s podStorage) GuaranteedUpdate(
-	ctx context.Context, key string, destination runtime.Object, ignoreNotFound bool,
-	preconditions *storage.Preconditions, update storage.UpdateFunc, known runtime.Object,
-) error {
-	if info, ok := request.RequestInfoFrom(ctx); ok && info.Verb == "delete" {
-		pod := &api.Pod{}
-		err := s.Get(ctx, key, storage.GetOptions{ResourceVersion: "0", IgnoreNotFound: true}, pod)
-		if err == nil && pod.Name != "" {
-			return s.below.GuaranteedUpdate(ctx, key, destination, ignoreNotFound, preconditions, update, pod)
-		}
-	}
-	return s.Interface.GuaranteedUpdate(ctx, key, destination, ignoreNotFound, preconditions, update, known)
 }

@@ -1,0 +1,148 @@
+package apiserver
+
+import (
+	"context"
+	"net/http"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/apiserver/pkg/storage"
+	api "k8s.io/kubernetes/pkg/apis/core"
+	podstore "k8s.io/kubernetes/pkg/registry/core/pod/storage"
+)
+
+// podREST are the pods; it tells their storage of a deletion what it needs to
+// begin with the pod as the watch cache has it.
+type podREST struct{ *podstore.REST }
+
+// Delete is upstream's.
+func (r podREST) Delete(
+	ctx context.Context, name string, validate rest.ValidateObjectFunc, options *metav1.DeleteOptions,
+) (runtime.Object, bool, error) {
+	return r.REST.Delete(context.WithValue(ctx, deletion{}, options), name, validate, options)
+}
+
+// deletion is the key of the options of a pod's deletion in its context.
+type deletion struct{}
+
+// deletedNow says whether the deletion of a context leaves its pod no time. A
+// pod of which it does not know the UID may be another than the cache has.
+func deletedNow(ctx context.Context) (uid types.UID, now, ok bool) {
+	options, _ := ctx.Value(deletion{}).(*metav1.DeleteOptions)
+	if options == nil {
+		return "", false, false
+	}
+	if p := options.Preconditions; p != nil && p.UID != nil {
+		uid = *p.UID
+	}
+	return uid, options.GracePeriodSeconds != nil && *options.GracePeriodSeconds == 0, true
+}
+
+// podStatusREST has the strategic merge patches of pods' statuses made on pods
+// without the greater part of their specs. Each node sends such a patch with
+// each change of a pod. To carry it out the pod becomes a map of JSON and a pod
+// again, and what has become of the spec is thrown away: the status' strategy
+// puts the old one in its place.
+type podStatusREST struct{ *podstore.StatusREST }
+
+// Update is upstream's.
+func (r podStatusREST) Update(
+	ctx context.Context, name string, info rest.UpdatedObjectInfo, create rest.ValidateObjectFunc,
+	update rest.ValidateObjectUpdateFunc, force bool, options *metav1.UpdateOptions,
+) (runtime.Object, bool, error) {
+	if isStatusPatch(ctx) {
+		info = specAside{info}
+	}
+	return r.StatusREST.Update(ctx, name, info, create, update, force, options)
+}
+
+// statusPatch is the key, in a context, that says that the request is a
+// strategic merge patch of a pod's status.
+type statusPatch struct{}
+
+func isStatusPatch(ctx context.Context) bool { return ctx.Value(statusPatch{}) != nil }
+
+// tellStatusPatches marks such requests: of other kinds of patches some may test
+// what the spec is.
+func tellStatusPatches(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPatch && r.Header.Get("Content-Type") == string(types.StrategicMergePatchType) {
+			info, ok := request.RequestInfoFrom(r.Context())
+			if ok && info.APIGroup == "" && info.Resource == "pods" && info.Subresource == "status" {
+				r = r.WithContext(context.WithValue(r.Context(), statusPatch{}, true))
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// specAside makes an object from one without the lists of its spec.
+type specAside struct{ rest.UpdatedObjectInfo }
+
+// UpdatedObject returns the changed pod with the spec of old. What remains of
+// the spec is what admission asks for, such as the node.
+func (i specAside) UpdatedObject(ctx context.Context, old runtime.Object) (runtime.Object, error) {
+	pod, ok := old.(*api.Pod)
+	if !ok {
+		return i.UpdatedObjectInfo.UpdatedObject(ctx, old)
+	}
+	bare := *pod
+	s := &bare.Spec
+	s.Volumes, s.InitContainers, s.Containers, s.EphemeralContainers = nil, nil, nil, nil
+	s.Affinity, s.Tolerations, s.NodeSelector, s.TopologySpreadConstraints = nil, nil, nil, nil
+	obj, err := i.UpdatedObjectInfo.UpdatedObject(ctx, &bare)
+	if made, ok := obj.(*api.Pod); ok && err == nil {
+		made.Spec = pod.Spec
+	}
+	return obj, err
+}
+
+// podStorage are the pods behind their watch cache.
+type podStorage struct {
+	storage.Interface
+	// below is the store without the cache.
+	below storage.Interface
+	parts *podParts
+}
+
+// Get reads a pod that is about to be deleted from the watch cache, if it has the
+// one that is meant: all that is decided by what is read here is decided again
+// by what is written.
+func (s podStorage) Get(ctx context.Context, key string, options storage.GetOptions, destination runtime.Object) error {
+	if uid, _, ok := deletedNow(ctx); ok && uid != "" && options.ResourceVersion == "" {
+		if pod, ok := destination.(*api.Pod); ok && s.cached(ctx, key, pod) && pod.UID == uid {
+			return nil
+		}
+	}
+	return s.Interface.Get(ctx, key, options, destination)
+}
+
+// cached reads into pod what the watch cache has, of which the outermost is a copy.
+func (s podStorage) cached(ctx context.Context, key string, pod *api.Pod) bool {
+	err := s.Interface.Get(ctx, key, storage.GetOptions{ResourceVersion: "0", IgnoreNotFound: true}, pod)
+	return err == nil && pod.Name != ""
+}
+
+// GuaranteedUpdate begins with the pod as the watch cache has it, as the cache
+// itself does, which makes a deep copy of it before. What a deletion or a patch
+// of the status writes to a pod is the pod's own metadata, so there the copy is
+// of the outermost only. A pod that is deleted now is not written: upstream
+// reads it from the store before it believes so, so that comes first.
+func (s podStorage) GuaranteedUpdate(
+	ctx context.Context, key string, destination runtime.Object, ignoreNotFound bool,
+	preconditions *storage.Preconditions, update storage.UpdateFunc, known runtime.Object,
+) error {
+	_, now, deleted := deletedNow(ctx)
+	if deleted && now {
+		return s.below.GuaranteedUpdate(ctx, key, destination, ignoreNotFound, preconditions, update, nil)
+	}
+	if deleted || isStatusPatch(ctx) {
+		if pod := (&api.Pod{}); s.cached(ctx, key, pod) {
+			return s.below.GuaranteedUpdate(ctx, key, destination, ignoreNotFound, preconditions, update, pod)
+		}
+	}
+	return s.Interface.GuaranteedUpdate(ctx, key, destination, ignoreNotFound, preconditions, update, known)
+}

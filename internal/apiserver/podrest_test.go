@@ -1,0 +1,201 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"io"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/client-go/kubernetes"
+	api "k8s.io/kubernetes/pkg/apis/core"
+)
+
+// testStatusPatches patches statuses in all ways; the spec stays what it was,
+// and of each kind of patch becomes what becomes of it with upstream's.
+func testStatusPatches(t *testing.T, f *fleet) {
+	pods := f.admin.CoreV1().Pods("default")
+	pod := samples()["host"]
+	pod.OwnerReferences = nil
+	made, err := pods.Create(t.Context(), pod, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	patch := func(kind types.PatchType, text string) (*corev1.Pod, error) {
+		return pods.Patch(t.Context(), made.Name, kind, []byte(text), metav1.PatchOptions{}, "status")
+	}
+	for _, step := range []struct {
+		kind types.PatchType
+		text string
+	}{
+		{types.StrategicMergePatchType, `{"status":{"phase":"Running","conditions":[{"type":"Ready","status":"False"},{"type":"Initialized","status":"True"}],"podIPs":[{"ip":"127.0.0.1"}]}}`},
+		{types.StrategicMergePatchType, `{"status":{"conditions":[{"type":"Ready","status":"True"}],"$setElementOrder/conditions":[{"type":"Initialized"},{"type":"Ready"}]}}`},
+		{types.StrategicMergePatchType, `{"status":{"message":"m"},"spec":{"nodeName":"other","containers":[{"name":"c","image":"example.org/other"}]}}`},
+		{types.JSONPatchType, `[{"op":"test","path":"/spec/containers/0/name","value":"` + made.Spec.Containers[0].Name + `"},{"op":"add","path":"/status/reason","value":"r"}]`},
+		{types.MergePatchType, `{"status":{"hostIP":"127.0.0.1"}}`},
+	} {
+		after, err := patch(step.kind, step.text)
+		if err != nil {
+			t.Fatalf("%s %s: %v", step.kind, step.text, err)
+		}
+		if diff := cmp.Diff(made.Spec, after.Spec); diff != "" {
+			t.Errorf("%s %s changes the spec:\n%s", step.kind, step.text, diff)
+		}
+	}
+	got, err := pods.Get(t.Context(), made.Name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := corev1.PodStatus{
+		Phase: corev1.PodRunning, Message: "m", Reason: "r", HostIP: "127.0.0.1", QOSClass: made.Status.QOSClass,
+		PodIP: "127.0.0.1", PodIPs: []corev1.PodIP{{IP: "127.0.0.1"}},
+		Conditions: []corev1.PodCondition{{Type: "Initialized", Status: "True"}, {Type: "Ready", Status: "True"}},
+	}
+	if diff := cmp.Diff(want, got.Status); diff != "" {
+		t.Errorf("the status is not what the patches say:\n%s", diff)
+	}
+	if diff := cmp.Diff(made.Spec, got.Spec); diff != "" {
+		t.Errorf("the spec in the store is another:\n%s", diff)
+	}
+	if _, err := patch(types.StrategicMergePatchType, `{"metadata":{"uid":"another"},"status":{"message":"n"}}`); !apierrors.IsInvalid(err) {
+		t.Errorf("a patch for another pod of the name: %v", err)
+	}
+	if _, err := patch(types.StrategicMergePatchType, `{"status":{"phase":1}}`); err == nil {
+		t.Error("a wrong patch is taken")
+	}
+}
+
+// What makes the new object does without the lists of the spec, knows the node,
+// and its object has the spec of before.
+func TestSpecAside(t *testing.T) {
+	old := &api.Pod{Spec: api.PodSpec{NodeName: "n", Containers: []api.Container{{Name: "c"}}, Volumes: []api.Volume{{Name: "v"}}}}
+	var seen api.PodSpec
+	remake := func(_ context.Context, _, was runtime.Object) (runtime.Object, error) {
+		seen = was.(*api.Pod).Spec
+		return &api.Pod{Status: api.PodStatus{Message: "m"}}, nil
+	}
+	obj, err := specAside{rest.DefaultUpdatedObjectInfo(nil, remake)}.UpdatedObject(t.Context(), old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(api.PodSpec{NodeName: "n"}, seen); diff != "" {
+		t.Errorf("made from another spec:\n%s", diff)
+	}
+	if diff := cmp.Diff(&api.Pod{Spec: old.Spec, Status: api.PodStatus{Message: "m"}}, obj); diff != "" {
+		t.Errorf("becomes another pod:\n%s", diff)
+	}
+	if len(old.Spec.Containers) != 1 || len(old.Spec.Volumes) != 1 {
+		t.Errorf("the pod that was is changed: %+v", old.Spec)
+	}
+}
+
+// testNamesakes deletes pods that follow each other under one name, faster than
+// the watch cache learns of them: each time the one that there is.
+func testNamesakes(t *testing.T, f *fleet, direct kubernetes.Interface) {
+	pod := samples()["plain"]
+	pod.GenerateName, pod.Name, pod.OwnerReferences = "", "namesake", nil
+	var last types.UID
+	for i := range 60 {
+		made, err := f.admin.CoreV1().Pods("default").Create(t.Context(), pod, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last != "" {
+			err := direct.CoreV1().Pods("default").Delete(t.Context(), made.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &last}})
+			if !apierrors.IsConflict(err) {
+				t.Fatalf("round %d: the pod of before can be deleted: %v", i, err)
+			}
+		}
+		last = made.UID
+		client := []kubernetes.Interface{f.admin, direct}[i%2]
+		options := *metav1.NewDeleteOptions(0)
+		if i%3 > 0 {
+			// With time, and by its UID, before it goes at once.
+			first := metav1.DeleteOptions{}
+			if i%3 == 1 {
+				first.Preconditions = &metav1.Preconditions{UID: &made.UID}
+				options.Preconditions = first.Preconditions
+			}
+			if err := client.CoreV1().Pods("default").Delete(t.Context(), made.Name, first); err != nil {
+				t.Fatalf("round %d: %v", i, err)
+			}
+			marked, err := f.admin.CoreV1().Pods("default").Get(t.Context(), made.Name, metav1.GetOptions{})
+			if err != nil || marked.DeletionTimestamp == nil {
+				t.Fatalf("round %d: is not being deleted: %v", i, err)
+			}
+		}
+		if err := client.CoreV1().Pods("default").Delete(t.Context(), made.Name, options); err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+		if _, err := f.admin.CoreV1().Pods("default").Get(t.Context(), made.Name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			t.Fatalf("round %d: the pod is still there: %v", i, err)
+		}
+	}
+}
+
+// What an informer does to its objects happens to those alone.
+func TestInformersChangeTheirOwn(t *testing.T) {
+	shared := &api.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "p", Annotations: map[string]string{"a": "b"}},
+		Status: api.PodStatus{
+			ContainerStatuses: []api.ContainerStatus{{Name: "c", Image: "i", ContainerID: "id", State: api.ContainerState{Waiting: &api.ContainerStateWaiting{Reason: "r", Message: "m"}}}},
+			HostIP:            "127.0.0.1", HostIPs: []api.HostIP{{IP: "127.0.0.1"}},
+			Conditions: []api.PodCondition{{Type: api.PodReady, Status: api.ConditionFalse}},
+		},
+	}
+	before := shared.DeepCopy()
+	e, ok := versioned(func() runtime.Object { return &corev1.Pod{} }, copied)(watch.Event{Type: watch.Added, Object: shared})
+	if !ok {
+		t.Fatal("no event")
+	}
+	slim, err := newPool().slim(e.Object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := slim.(*corev1.Pod).Status.ContainerStatuses; len(s) != 1 || s[0].ContainerID != "" {
+		t.Errorf("the informer's pod is not slim: %+v", s)
+	}
+	if diff := cmp.Diff(before, shared); diff != "" {
+		t.Errorf("the pod that others have is changed:\n%s", diff)
+	}
+}
+
+// A pod of which several are told is found by its version, and is another's
+// copy where it is not known.
+func TestOriginal(t *testing.T) {
+	parts := newPodParts()
+	attributes := parts.attributes(func(runtime.Object) (labels.Set, fields.Set, error) { return nil, nil, nil })
+	pod := &api.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "1", ResourceVersion: "7"}}
+	if _, _, err := attributes(pod); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		what string
+		uid  types.UID
+		rv   string
+		same bool
+	}{{"known", "1", "7", true}, {"another version", "1", "8", false}, {"another pod", "2", "7", false}} {
+		wrapped := &cacheable{Pod: api.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: c.uid, ResourceVersion: c.rv}}}
+		if got := parts.original(wrapped); (got == runtime.Object(pod)) != c.same {
+			t.Errorf("%s: %p, known is %p", c.what, got, pod)
+		}
+	}
+}
+
+// cacheable is an object that a watch cache wraps for several watchers.
+type cacheable struct{ api.Pod }
+
+func (c *cacheable) CacheEncode(runtime.Identifier, func(runtime.Object, io.Writer) error, io.Writer) error {
+	return errors.New("not asked for")
+}
+
+func (c *cacheable) GetObject() runtime.Object { return c.Pod.DeepCopy() }
