@@ -1,11 +1,8 @@
 package apiserver
 
 import (
-	"context"
 	"time"
 
-	policyv1 "k8s.io/api/policy/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
@@ -14,7 +11,6 @@ import (
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	serverstorage "k8s.io/apiserver/pkg/server/storage"
 	"k8s.io/client-go/kubernetes"
-	policyclient "k8s.io/client-go/kubernetes/typed/policy/v1"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	api "k8s.io/kubernetes/pkg/apis/core"
 	kubeletclient "k8s.io/kubernetes/pkg/kubelet/client"
@@ -108,7 +104,7 @@ func (g coreGroup) addNodesAndPods(getter generic.RESTOptionsGetter, storage map
 	if err != nil {
 		return err
 	}
-	pods, err := podstore.NewStorage(getter, connections, nil, noBudgets{}, g.authorizer)
+	pods, err := podstore.NewStorage(getter, connections, nil, g.client.PolicyV1(), g.authorizer)
 	if err != nil {
 		return err
 	}
@@ -146,16 +142,4 @@ func (g coreGroup) addNodesAndPods(getter generic.RESTOptionsGetter, storage map
 	storage["serviceaccounts"] = accounts
 	storage["serviceaccounts/token"] = accounts.Token
 	return nil
-}
-
-// noBudgets tells the eviction of pods that no disruption budget stands in its
-// way: the resource is not served.
-type noBudgets struct {
-	policyclient.PodDisruptionBudgetInterface
-}
-
-func (n noBudgets) PodDisruptionBudgets(string) policyclient.PodDisruptionBudgetInterface { return n }
-
-func (noBudgets) List(context.Context, metav1.ListOptions) (*policyv1.PodDisruptionBudgetList, error) {
-	return &policyv1.PodDisruptionBudgetList{}, nil
 }

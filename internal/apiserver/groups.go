@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	nodev1 "k8s.io/api/node/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	"k8s.io/apiserver/pkg/registry/generic"
@@ -23,10 +24,11 @@ import (
 	coordinationrest "k8s.io/kubernetes/pkg/registry/coordination/rest"
 	eventsrest "k8s.io/kubernetes/pkg/registry/events/rest"
 	noderest "k8s.io/kubernetes/pkg/registry/node/rest"
+	policyrest "k8s.io/kubernetes/pkg/registry/policy/rest"
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 
-	// The schemes of the groups; policy for the eviction of pods.
+	// The schemes of the groups.
 	_ "k8s.io/kubernetes/pkg/apis/apps/install"
 	_ "k8s.io/kubernetes/pkg/apis/authentication/install"
 	_ "k8s.io/kubernetes/pkg/apis/authorization/install"
@@ -50,6 +52,7 @@ func served() *serverstorage.ResourceConfig {
 		coordinationv1.SchemeGroupVersion,
 		eventsv1.SchemeGroupVersion,
 		nodev1.SchemeGroupVersion,
+		policyv1.SchemeGroupVersion,
 		rbacv1.SchemeGroupVersion,
 		schedulingv1.SchemeGroupVersion,
 	)
@@ -78,6 +81,7 @@ func installGroups(server *genericapiserver.GenericAPIServer, config *genericapi
 		coordinationrest.RESTStorageProvider{},
 		eventsrest.RESTStorageProvider{TTL: eventTTL},
 		noderest.RESTStorageProvider{},
+		policyrest.RESTStorageProvider{},
 		rbacrest.RESTStorageProvider{Authorizer: authz.Authorizer},
 		schedulingrest.RESTStorageProvider{},
 		usageProvider{core.client, core.sessions},

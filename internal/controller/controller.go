@@ -39,8 +39,8 @@ type Config struct {
 	// LeaveBinding leaves the choice of spec.nodeName to the cluster's
 	// scheduler, and with it the question whether a pod fits.
 	LeaveBinding bool
-	// LeaveNodes leaves nodes, evictions, pods of gone nodes and pods that
-	// name no node to the cluster's own controllers.
+	// LeaveNodes leaves nodes, evictions and their budgets, pods of gone nodes
+	// and pods that name no node to the cluster's own controllers.
 	LeaveNodes bool
 	// LeaveDaemonSets leaves DaemonSets to a controller elsewhere.
 	LeaveDaemonSets bool
@@ -152,7 +152,11 @@ func Run(ctx context.Context, config Config) error {
 		if err != nil {
 			return fmt.Errorf("cannot set up eviction by taints: %w", err)
 		}
-		loops = append(loops, n.run, g.run, taints.Run)
+		b, err := newBudgets(cfg, all)
+		if err != nil {
+			return err
+		}
+		loops = append(loops, n.run, g.run, taints.Run, b.run)
 	}
 
 	all.Start(ctx.Done())

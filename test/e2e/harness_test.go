@@ -163,11 +163,16 @@ func (f *fleet) kubectl(t *testing.T, args ...string) string {
 }
 
 func (f *fleet) tryKubectl(stdin string, args ...string) (string, error) {
-	env := []string{"KUBECONFIG=" + filepath.Join(f.dir, "admin.kubeconfig"), "LEGION_DIR=" + f.dir}
+	name, args := f.kubectlCommand(args...)
+	return runEnv(2*time.Minute, nil, stdin, name, args...)
+}
+
+func (f *fleet) kubectlCommand(args ...string) (name string, all []string) {
+	args = append([]string{"--kubeconfig", filepath.Join(f.dir, "admin.kubeconfig")}, args...)
 	if path, err := exec.LookPath("kubectl"); err == nil {
-		return runEnv(2*time.Minute, env, stdin, path, args...)
+		return path, args
 	}
-	return runEnv(2*time.Minute, env, stdin, "legion", append([]string{"kubectl"}, args...)...)
+	return filepath.Join(binDir(), "legion"), append([]string{"kubectl"}, args...)
 }
 
 func (f *fleet) apply(t *testing.T, manifest string) {
