@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,6 +34,7 @@ var systemNamespaces = []string{metav1.NamespaceSystem, metav1.NamespacePublic, 
 // is ready.
 func (c Config) addHooks(server *genericapiserver.GenericAPIServer, a *assembly, authority *pki.Authority, url string) error {
 	namespaces := systemnamespaces.NewController(systemNamespaces, a.client, a.informers.Core().V1().Namespaces())
+	own := &workers{}
 	hooks := map[string]genericapiserver.PostStartHookFunc{
 		"legion-system-namespaces": func(hook genericapiserver.PostStartHookContext) error {
 			go namespaces.Run(hook.Done())
@@ -46,7 +48,8 @@ func (c Config) addHooks(server *genericapiserver.GenericAPIServer, a *assembly,
 				return err
 			}
 			if c.Controllers != nil {
-				go c.runControllers(hook, Inside{a.client, livingInformers{a.informers, hook}, rest.CopyConfig(a.loopback)})
+				inside := Inside{a.client, livingInformers{a.informers, hook}, rest.CopyConfig(a.loopback)}
+				own.begin(hook, func(ctx context.Context) { c.runControllers(ctx, inside) })
 			}
 			return nil
 		},
@@ -63,12 +66,57 @@ func (c Config) addHooks(server *genericapiserver.GenericAPIServer, a *assembly,
 			return err
 		}
 	}
+	// The API goes on until they have given up what they hold.
+	if err := server.AddPreShutdownHook("legion-controllers", own.end); err != nil {
+		return err
+	}
 	// Not a hook, since it waits for all of them.
 	if c.Ready != nil {
 		return server.AddPostStartHook("legion-ready", func(hook genericapiserver.PostStartHookContext) error {
 			go c.tellReady(hook, a.client, url)
 			return nil
 		})
+	}
+	return nil
+}
+
+// workers are Legion's own controllers, as long as the server serves.
+type workers struct {
+	mu    sync.Mutex
+	over  bool
+	stop  context.CancelFunc
+	ended chan struct{}
+}
+
+func (w *workers) begin(ctx context.Context, work func(context.Context)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.over {
+		return
+	}
+	ctx, w.stop = context.WithCancel(ctx)
+	ended := make(chan struct{})
+	w.ended = ended
+	go func() {
+		defer close(ended)
+		work(ctx)
+	}()
+}
+
+// workersStop is how long they may take to end.
+const workersStop = 5 * time.Second
+
+// end asks them to end, and waits for it.
+func (w *workers) end() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.over = true; w.stop == nil {
+		return nil
+	}
+	w.stop()
+	select {
+	case <-w.ended:
+	case <-time.After(workersStop):
 	}
 	return nil
 }

@@ -41,7 +41,11 @@ func TestDirect(t *testing.T) {
 // What takes the direct way is refused in the moment in which it must be.
 func testFenced(t *testing.T, inside Inside) {
 	var refused error
-	fenced := inside.Fenced(inside.Client, func() error { return refused })
+	begun, ended := 0, 0
+	fenced := inside.Fenced(inside.Client, func(ctx context.Context) (context.Context, func(), error) {
+		begun++
+		return ctx, func() { ended++ }, refused
+	})
 	pods := fenced.CoreV1().Pods("default")
 	made, err := pods.Create(t.Context(), samples()["plain"], metav1.CreateOptions{})
 	if err != nil {
@@ -60,6 +64,9 @@ func testFenced(t *testing.T, inside Inside) {
 	refused = nil
 	if err := pods.Delete(t.Context(), made.Name, metav1.DeleteOptions{}); err != nil {
 		t.Errorf("a pod cannot be deleted: %v", err)
+	}
+	if begun != 4 || ended != 2 {
+		t.Errorf("%d writes were begun, want 4, and %d ended, want 2", begun, ended)
 	}
 }
 

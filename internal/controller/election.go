@@ -9,11 +9,15 @@ import (
 	"sync"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"k8s.io/utils/ptr"
 )
 
 // Election decides by a Lease which of several processes works. The zero value
@@ -37,7 +41,9 @@ type Election struct {
 
 	mu      sync.Mutex
 	leader  string
-	stop    context.CancelFunc // of the work
+	holding context.Context    // while the work goes on: ends where the Lease is lost
+	drop    context.CancelFunc // ends holding, and with it the work
+	writes  sync.WaitGroup     // those of the work that are under way
 	renewed time.Time          // when the last renewal that succeeded was begun
 }
 
@@ -65,7 +71,8 @@ func (e *Election) complete() {
 
 // Lead runs work while this process holds the Lease, again each time that it
 // has won it back, until ctx ends or work fails. The Lease is given up only
-// after work has returned, so that no two processes ever work at a time.
+// after work has returned and its last write was answered, so that no two
+// processes ever work at a time.
 func (e *Election) Lead(ctx context.Context, client kubernetes.Interface, work func(context.Context) error) error {
 	e.complete()
 	for ctx.Err() == nil {
@@ -91,11 +98,16 @@ func (e *Election) Leader() string {
 func (e *Election) Holds() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.stop == nil {
+	return e.holds()
+}
+
+// holds is Holds; the caller holds the lock.
+func (e *Election) holds() bool {
+	if e.holding == nil {
 		return false
 	}
 	if elapsed(e.renewed) >= e.Duration {
-		e.stop()
+		e.drop()
 		return false
 	}
 	return true
@@ -137,6 +149,8 @@ func (e *Election) term(ctx context.Context, client kubernetes.Interface, work f
 		defer close(over)
 		elector.Run(electing)
 	}()
+	waiting, enough := context.WithCancel(ctx)
+	defer enough()
 	select {
 	case <-ctx.Done():
 		resign()
@@ -145,14 +159,15 @@ func (e *Election) term(ctx context.Context, client kubernetes.Interface, work f
 			e.release(ctx, lock)
 		}
 		return nil
+	case <-e.freed(waiting, client):
+		// The next term asks for it at once.
+		resign()
+		<-over
+		return nil
 	case leading := <-won:
+		enough()
 		e.Log.Info("leading", "lease", e.lease(), "identity", e.Identity)
-		working, stop := context.WithCancel(leading)
-		defer context.AfterFunc(ctx, stop)()
-		e.working(stop)
-		err := work(working)
-		e.working(nil)
-		stop()
+		sure, err := e.work(ctx, leading, work)
 		if leading.Err() != nil {
 			<-over
 			e.Log.Warn("the Lease could not be renewed in time: the controllers were stopped", "lease", e.lease())
@@ -160,10 +175,75 @@ func (e *Election) term(ctx context.Context, client kubernetes.Interface, work f
 		}
 		resign()
 		<-over
-		if !e.Keep || ctx.Err() == nil {
+		if sure && (!e.Keep || ctx.Err() == nil) {
 			e.release(ctx, lock)
 		}
 		return err
+	}
+}
+
+// work runs the work until it ends, ctx does, or leading, which is when the
+// Lease is lost. It is sure that nothing is written any more unless a write had
+// to be cut off, which may be carried out yet.
+func (e *Election) work(ctx, leading context.Context, work func(context.Context) error) (sure bool, err error) {
+	holding, drop := context.WithCancel(leading)
+	defer drop()
+	working, stop := context.WithCancel(holding)
+	leave := func() {
+		stop()
+		time.AfterFunc(e.Duration/5, drop)
+	}
+	defer context.AfterFunc(ctx, leave)()
+	e.working(holding, drop)
+	err = work(working)
+	e.idle()
+	leave()
+	e.writes.Wait()
+	return holding.Err() == nil, err
+}
+
+// freed tells when somebody gives the Lease up: who waits for it need not find
+// that out in its turn. It never does where the Lease cannot be watched.
+func (e *Election) freed(ctx context.Context, client kubernetes.Interface) <-chan struct{} {
+	freed := make(chan struct{})
+	go func() {
+		for ctx.Err() == nil {
+			if e.sawFreed(ctx, client) {
+				close(freed)
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(e.Duration / 3):
+			}
+		}
+	}()
+	return freed
+}
+
+// sawFreed follows the Lease until it is given up, or cannot be followed.
+func (e *Election) sawFreed(ctx context.Context, client kubernetes.Interface) bool {
+	w, err := client.CoordinationV1().Leases(e.Namespace).Watch(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, e.Name).String(),
+	})
+	if err != nil {
+		return false
+	}
+	defer w.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case event, ok := <-w.ResultChan():
+			if !ok {
+				return false
+			}
+			// How it was at first is not news.
+			lease, ok := event.Object.(*coordinationv1.Lease)
+			if ok && event.Type == watch.Modified && lease.Name == e.Name && ptr.Deref(lease.Spec.HolderIdentity, "") == "" {
+				return true
+			}
+		}
 	}
 }
 
@@ -172,17 +252,24 @@ func (e *Election) term(ctx context.Context, client kubernetes.Interface, work f
 func (e *Election) Check() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if since := elapsed(e.renewed); e.stop != nil && since >= e.Duration {
+	if since := elapsed(e.renewed); e.holding != nil && since >= e.Duration {
 		return fmt.Errorf("the Lease %s was last renewed %v ago, and the controllers have not ended", e.lease(), since.Round(time.Second))
 	}
 	return nil
 }
 
-// working notes how the work is ended, nil when it has.
-func (e *Election) working(stop context.CancelFunc) {
+// working notes that the work goes on, and how it is ended.
+func (e *Election) working(holding context.Context, drop context.CancelFunc) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.stop = stop
+	e.holding, e.drop = holding, drop
+}
+
+// idle notes that it has ended.
+func (e *Election) idle() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.holding, e.drop = nil, nil
 }
 
 func (e *Election) noteLeader(identity string) {

@@ -1,8 +1,12 @@
 package controller
 
 import (
+	"context"
 	"errors"
+	"io"
 	"net/http"
+	"sync"
+	"time"
 
 	"k8s.io/client-go/rest"
 )
@@ -20,12 +24,32 @@ func (e *Election) Fence(config *rest.Config) *rest.Config {
 	return fenced
 }
 
-// Allow returns ErrLeaseLost where the work may not write.
-func (e *Election) Allow() error {
-	if e.Holds() {
-		return nil
+// longestWrite is how long a write may take that has no deadline: as long as an
+// API server gives a request.
+const longestWrite = time.Minute
+
+// Write begins a write of the work, or returns ErrLeaseLost where the work may
+// not write. It goes on under the context that is returned, also when the work
+// is to end: the Lease is kept until it is done, which the caller tells. Only
+// where the Lease is lost, or the work is past waiting for, it is cut off.
+func (e *Election) Write(ctx context.Context) (writing context.Context, done func(), err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.holds() {
+		return nil, nil, ErrLeaseLost
 	}
-	return ErrLeaseLost
+	e.writes.Add(1)
+	end, ok := ctx.Deadline()
+	if !ok {
+		end = time.Now().Add(longestWrite)
+	}
+	writing, cancel := context.WithDeadline(context.WithoutCancel(ctx), end)
+	dropped := context.AfterFunc(e.holding, cancel)
+	return writing, func() {
+		dropped()
+		cancel()
+		e.writes.Done()
+	}, nil
 }
 
 type fence struct {
@@ -34,15 +58,34 @@ type fence struct {
 }
 
 func (f fence) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		if err := f.election.Allow(); err != nil {
-			if r.Body != nil {
-				_ = r.Body.Close()
-			}
-			return nil, err
-		}
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		return f.next.RoundTrip(r)
 	}
-	return f.next.RoundTrip(r)
+	writing, done, err := f.election.Write(r.Context())
+	if err != nil {
+		if r.Body != nil {
+			_ = r.Body.Close()
+		}
+		return nil, err
+	}
+	response, err := f.next.RoundTrip(r.WithContext(writing))
+	if err != nil {
+		done()
+		return nil, err
+	}
+	response.Body = &answer{response.Body, sync.OnceFunc(done)}
+	return response, nil
+}
+
+// answer is what a write was answered with; it is done when that was read.
+type answer struct {
+	io.ReadCloser
+	done func()
+}
+
+func (a *answer) Close() error {
+	defer a.done()
+	return a.ReadCloser.Close()
 }
 
 // WrappedRoundTripper lets client-go close what is idle.

@@ -53,7 +53,7 @@ func TestFence(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		e.renewed = time.Now()
-		e.working(stop)
+		e.working(ctx, stop)
 		try(all)
 		time.Sleep(15*time.Second - time.Nanosecond)
 		try(all)
@@ -68,7 +68,7 @@ func TestFence(t *testing.T) {
 		if ctx.Err() == nil {
 			t.Error("the work was not ended")
 		}
-		e.working(nil)
+		e.idle()
 		e.renewed = time.Now()
 		try(reads) // another term has not begun
 	})

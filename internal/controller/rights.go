@@ -20,7 +20,7 @@ func Rules(rolloutsOnly bool) (cluster, lease []rbacv1.PolicyRule) {
 	rule := func(group, resource string, verbs ...string) rbacv1.PolicyRule {
 		return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: []string{resource}, Verbs: verbs}
 	}
-	lease = []rbacv1.PolicyRule{rule("coordination.k8s.io", "leases", "get", "create", "update")}
+	lease = []rbacv1.PolicyRule{rule("coordination.k8s.io", "leases", "get", "watch", "create", "update")}
 	cluster = []rbacv1.PolicyRule{
 		rule("", "nodes", "list", "watch"),
 		rule("node.k8s.io", "runtimeclasses", "list", "watch"),

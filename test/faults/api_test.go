@@ -19,6 +19,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -43,6 +44,8 @@ var kinds = map[string]func() object{
 	"controllerrevisions": func() object { return &appsv1.ControllerRevision{} },
 	"runtimeclasses":      func() object { return &nodev1.RuntimeClass{} },
 	"leases":              func() object { return &coordinationv1.Lease{} },
+	// There are none.
+	"poddisruptionbudgets": func() object { return &policyv1.PodDisruptionBudget{} },
 }
 
 // api is a model of an API server and its store: versions, preconditions,

@@ -218,7 +218,7 @@ func TestControllerOutside(t *testing.T) {
 		t.Fatalf("without rights: %v", err)
 	}
 	expect(t, out, "list, watch nodes\n", "get, list, watch, create, delete, patch pods\n",
-		"get, create, update leases.coordination.k8s.io in namespace kube-system\n", "--print-rbac | kubectl apply -f -")
+		"get, watch, create, update leases.coordination.k8s.io in namespace kube-system\n", "--print-rbac | kubectl apply -f -")
 	allow(t, client, must(t, "controller --print-rbac"))
 	args += " --look-for-other 100ms"
 

@@ -65,7 +65,7 @@ func lead(ctx context.Context, inside apiserver.Inside, e *controller.Election, 
 	if err != nil {
 		return fmt.Errorf("cannot make the controllers' client: %w", err)
 	}
-	config.Client = inside.Fenced(base, e.Allow)
+	config.Client = inside.Fenced(base, e.Write)
 	if !namespaceThere(ctx, inside.Client) {
 		return nil
 	}

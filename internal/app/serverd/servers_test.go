@@ -253,6 +253,33 @@ func TestTwoServers(t *testing.T) {
 	untilSet(t, kubernetes.NewForConfigOrDie(fleetOf(t, again, again.url)), "a node that joins is covered", rolledTo("example.org/exporter:2", nodes+1))
 	cancel()
 	fleet.Wait()
+
+	// One that is stopped in order gives up what it holds before it ends, and
+	// the one that waits for it goes on at once.
+	if err := other.command.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	asked := time.Now()
+	for _, name := range []string{"legion-controller", "legion-server"} {
+		again.says("msg=leading lease=kube-system/" + name)
+		t.Logf("%s is led by the other one %v after the stop was asked for", name, time.Since(asked).Round(time.Millisecond))
+	}
+	<-other.dead
+	t.Logf("the server ended %v after that", time.Since(asked).Round(time.Millisecond))
+	if code := other.command.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("the server that was stopped ended with status %d", code)
+	}
+	leases := kubernetes.NewForConfigOrDie(fleetOf(t, again, again.url)).CoordinationV1().Leases(metav1.NamespaceSystem)
+	for _, name := range []string{"legion-controller", "legion-server"} {
+		lease, err := leases.Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Who takes over a Lease that was not given up waits for its end first.
+		if taken := lease.Spec.AcquireTime.Sub(asked); taken > 10*time.Second {
+			t.Errorf("the Lease %s was taken %v after the stop", name, taken)
+		}
+	}
 }
 
 // anyRuntime is for simulated nodes, which state no runtime handlers.
