@@ -160,8 +160,6 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 	var store *keeper
 	if o.Root {
 		node.OCI = findRuntime(o.OCIRuntime, log)
-	}
-	if node.OCI != nil {
 		if store, err = openImages(cmp.Or(o.Images, filepath.Join(filepath.Dir(o.Dir), "images"))); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -90,51 +91,58 @@ func (w *wanted) next() time.Time {
 	return w.retryAt
 }
 
+// imageUse is what a pod has an image for: its containers of that name, or the volume.
+type imageUse struct{ name, volume string }
+
 // fetch gets the images of a pod that are to be had now. Those of a pod that
 // the host has already are looked up only.
 func (p *pods) fetch(r *record, now time.Time) {
-	if r.pod == nil || p.images == nil || p.node.OCI == nil || !podspec.OCI(r.pod) || r.finished() || r.pod.DeletionTimestamp != nil {
+	if r.pod == nil || p.images == nil || r.finished() || r.pod.DeletionTimestamp != nil {
 		return
 	}
 	turned := false
-	for name, policy := range policies(r.pod) {
-		w := r.images[name]
+	for u, policy := range p.uses(r.pod) {
+		w := r.images[u]
 		if w == nil {
 			if r.images == nil {
-				r.images = map[string]*wanted{}
+				r.images = map[imageUse]*wanted{}
 			}
 			w = &wanted{}
-			r.images[name] = w
+			r.images[u] = w
 		}
-		turned = w.turn(name, now) || turned
+		turned = w.turn(u.name, now) || turned
 		if w.Image != nil || w.busy || now.Before(w.retryAt) {
 			continue
 		}
+		name := u.name
 		if r.host != nil || r.put {
 			policy = v1.PullNever
+			if id := r.mounted[u.volume]; id != "" {
+				name = id // though the name may mean another one by now
+			}
 		}
 		logins, ready := p.logins(r.pod, name)
 		if !ready {
 			continue
 		}
 		w.busy = true
-		p.ensure(r, name, policy, logins)
+		p.ensure(r, u, name, policy, logins)
 	}
 	if turned {
 		p.compile(r)
 	}
 }
 
-func (p *pods) ensure(r *record, name string, policy v1.PullPolicy, logins []image.Login) {
+func (p *pods) ensure(r *record, u imageUse, name string, policy v1.PullPolicy, logins []image.Login) {
 	ctx, uid := p.life, r.uid
 	go func() {
 		img, err := p.images.Ensure(ctx, name, policy, logins)
 		p.post(ctx, func(ctx context.Context, now time.Time) {
 			r := p.records[uid]
-			if r == nil || r.images[name] == nil {
+			if r == nil || r.images[u] == nil {
 				return
 			}
-			w := r.images[name]
+			w := r.images[u]
 			w.busy = false
 			if err != nil {
 				w.failed(err, now)
@@ -150,13 +158,21 @@ func (p *pods) ensure(r *record, name string, policy v1.PullPolicy, logins []ima
 	}()
 }
 
-// policies are the images of a pod; of two policies for one the stricter.
-func policies(pod *v1.Pod) map[string]v1.PullPolicy {
-	out := map[string]v1.PullPolicy{}
+// uses are what the pod needs images for; of two policies for one the stricter.
+func (p *pods) uses(pod *v1.Pod) map[imageUse]v1.PullPolicy {
+	out := map[imageUse]v1.PullPolicy{}
+	for i := range pod.Spec.Volumes {
+		if v := &pod.Spec.Volumes[i]; v.Image != nil && p.node.Root {
+			out[imageUse{v.Image.Reference, v.Name}] = v.Image.PullPolicy
+		}
+	}
+	if p.node.OCI == nil || !podspec.OCI(pod) {
+		return out
+	}
 	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
-			if c := &list[i]; out[c.Image] != v1.PullAlways {
-				out[c.Image] = c.ImagePullPolicy
+			if c := &list[i]; out[imageUse{name: c.Image}] != v1.PullAlways {
+				out[imageUse{name: c.Image}] = c.ImagePullPolicy
 			}
 		}
 	}
@@ -192,12 +208,15 @@ func (p *pods) logins(pod *v1.Pod, name string) (list []image.Login, ready bool)
 	return list, true
 }
 
-// imagesOf are the IDs of the images that a group is run from.
-func imagesOf(g *service.Group) []string {
-	var out []string
+// mountedImages are the IDs of the images that a group's volumes show, by the
+// volumes' names.
+func mountedImages(g *service.Group) map[string]string {
+	out := map[string]string{}
 	for i := range g.Services {
-		if c := g.Services[i].Exec.Container; c != nil && c.Image != "" {
-			out = append(out, c.Image)
+		for _, m := range g.Services[i].Exec.Mounts {
+			if m.Image != nil {
+				out[filepath.Base(m.Source)] = m.Image.ID
+			}
 		}
 	}
 	return out
@@ -233,11 +252,16 @@ func (p *pods) used(ctx context.Context) (map[string]bool, bool) {
 	}
 }
 
-// pulled is what is known of a record's images, by name.
-func (r *record) pulled() map[string]podspec.Pulled {
-	out := map[string]podspec.Pulled{}
-	for name, w := range r.images {
-		out[name] = w.Pulled
+// pulled is what is known of the images of a record's containers, by their names,
+// and of its volumes, by the volumes'.
+func (r *record) pulled() (images, volumes map[string]podspec.Pulled) {
+	images, volumes = map[string]podspec.Pulled{}, map[string]podspec.Pulled{}
+	for u, w := range r.images {
+		if u.volume != "" {
+			volumes[u.volume] = w.Pulled
+		} else {
+			images[u.name] = w.Pulled
+		}
 	}
-	return out
+	return images, volumes
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,9 +12,11 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/image"
 	"legion.dev/legion/internal/ocispec"
 	"legion.dev/legion/internal/podspec"
+	"legion.dev/legion/internal/service"
 )
 
 // shop is an image store on one page: its answers are what the test puts in.
@@ -139,4 +142,67 @@ func TestImageReasons(t *testing.T) {
 			t.Errorf("%s: %s, want %s", test.name, w.Reason, test.reason)
 		}
 	}
+}
+
+// TestImageVolumes: an image of a volume is had before the pod runs, also of a
+// process of the host; one that runs keeps the image that it has mounted, though
+// the agent starts anew and the name means another; and the image is in use.
+func TestImageVolumes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := play(t)
+		s.p.post(s.ctx, func(context.Context, time.Time) { s.p.images = &shop{s: s} })
+		s.listed()
+		s.synced()
+		add := func(name string) *v1.Pod {
+			return s.add(name, func(p *v1.Pod) {
+				p.Spec.Volumes = []v1.Volume{{Name: "data", VolumeSource: v1.VolumeSource{Image: &v1.ImageVolumeSource{Reference: "data:1", PullPolicy: v1.PullAlways}}}}
+				p.Spec.Containers[0].VolumeMounts = []v1.VolumeMount{{Name: "data", MountPath: "/data"}}
+			})
+		}
+		sink{s.ctx, s.p}.Changed(add("a"))
+		s.expect("ensure data:1 Always", "put pod-u-a boot=true")
+
+		p := add("b")
+		s.p.HostEvent(s.ctx, hostapi.Event{Type: hostapi.Changed, Name: "pod-u-b", Group: &hostapi.Group{
+			Spec: service.Group{Name: "pod-u-b", Boot: true, Services: []service.Service{{Name: "c", Exec: service.ExecContext{
+				Mounts: []service.Mount{{Source: "/pods/u-b/volumes/data", Target: "/data", Image: &service.ImageFiles{ID: "sha256:7"}}},
+			}}}},
+			Status: service.GroupStatus{Name: "pod-u-b", Services: []service.Status{running(1)}},
+		}})
+		sink{s.ctx, s.p}.Changed(p)
+		synctest.Wait()
+		s.mu.Lock()
+		log := strings.Join(s.log, "\n")
+		s.mu.Unlock()
+		if !strings.Contains(log, "ensure sha256:7 Never") || strings.Contains(log, "ensure data:1") {
+			t.Errorf("asked:\n%s", log)
+		}
+		used, known := s.p.used(s.ctx)
+		if !known || !used["sha256:1"] || !used["sha256:7"] || len(used) != 2 {
+			t.Errorf("in use: %v, %v", used, known)
+		}
+	})
+}
+
+// TestMissingPullSecret: it is told once, beside what else is wrong, and the
+// image is tried without it.
+func TestMissingPullSecret(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := play(t)
+		s.p.post(s.ctx, func(context.Context, time.Time) {
+			s.p.images, s.p.node.OCI = &shop{s: s, answer: errors.New("unauthorized")}, &ocispec.Runtime{Program: "/runc", State: "/state"}
+		})
+		s.listed()
+		s.synced()
+		sink{s.ctx, s.p}.Changed(s.add("a", func(p *v1.Pod) {
+			p.Spec.RuntimeClassName, p.Spec.Containers[0].Image = nil, "app:1"
+			p.Spec.ImagePullSecrets = []v1.LocalObjectReference{{Name: "mine"}}
+		}))
+		s.expect("watch secret default/mine")
+		s.tell(nil)
+		s.expect("ensure app:1 ", "status a Pending ErrImagePull ready=false restarts=0",
+			"event a FailedToRetrieveImagePullSecret", "event a ErrImagePull")
+		time.Sleep(showFailure)
+		s.expect("status a Pending ImagePullBackOff ready=false restarts=0", "event a ImagePullBackOff")
+	})
 }

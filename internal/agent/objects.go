@@ -117,11 +117,17 @@ func (p *pods) compile(r *record) {
 	if podspec.ReadsEtc(r.pod) {
 		node.Hosts, node.Resolver = readText("/etc/hosts"), readText("/etc/resolv.conf")
 	}
+	r.missingSecrets = nil
+	for _, s := range r.pod.Spec.ImagePullSecrets {
+		if o, read := known[podspec.Ref{Kind: podspec.Secret, Name: s.Name}]; read && o == nil {
+			r.missingSecrets = append(r.missingSecrets, s.Name)
+		}
+	}
 	if node.Root {
 		r.volumes = podspec.Volumes(r.pod, node, known)
 		r.stale = r.stale || len(r.volumes) > 0
 	}
-	node.Images = r.pulled()
+	node.Images, node.VolumeImages = r.pulled()
 	group, report := podspec.Compile(r.pod, node, known)
 	if len(report.Blocked) > 0 && (r.put || r.host != nil) {
 		if r.group == nil {

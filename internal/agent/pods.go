@@ -191,7 +191,9 @@ func (p *pods) podChanged(ctx context.Context, pod *v1.Pod, now time.Time) {
 		p.compile(r)
 		if pod.Status.StartTime != nil {
 			// An agent before this one has told already.
-			_, r.warned = r.warning()
+			for _, w := range r.warnings() {
+				r.told(w)
+			}
 		}
 	} else if inside && r.group != nil {
 		p.compile(r) // the pod may see its labels and annotations
@@ -261,7 +263,7 @@ func (p *pods) hostEvent(ctx context.Context, e hostapi.Event, now time.Time) {
 		r := p.record(uid)
 		r.seen, r.put, r.lost = true, true, false
 		r.host, r.boot = &e.Group.Status, e.Group.Spec.Boot
-		r.runs = imagesOf(&e.Group.Spec)
+		r.runs, r.mounted = e.Group.Spec.Images(), mountedImages(&e.Group.Spec)
 		p.compare(r, &e.Group.Spec)
 		if r.grace == 0 {
 			r.grace = e.Group.Spec.Grace
@@ -391,9 +393,9 @@ func (p *pods) askAPI(ctx context.Context, r *record, a action) {
 		patch := statusPatch(pod, r.status)
 		call = func() (*v1.Pod, error) { return p.api.PatchPodStatus(ctx, pod.Namespace, pod.Name, patch) }
 	case recordEvent:
-		reason, message := r.warning()
-		event := warningEvent(pod, p.node.Name, reason, message, time.Now())
-		r.warned = message
+		w := r.untold()
+		event := warningEvent(pod, p.node.Name, w.reason, w.message, time.Now())
+		r.told(*w)
 		call = func() (*v1.Pod, error) { return nil, p.api.CreateEvent(ctx, event) }
 	default:
 		call = func() (*v1.Pod, error) { return nil, p.api.DeletePod(ctx, pod.Namespace, pod.Name, pod.UID) }
@@ -433,7 +435,7 @@ func (p *pods) apiAnswered(r *record, a action, asked *v1.PodStatus, newer *v1.P
 	case a == recordEvent:
 		p.log.Warn("cannot record an event", "pod", r.uid, "error", err)
 		if !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) { // of a namespace that ends
-			r.warned = ""
+			delete(r.warned, r.lastTold)
 			r.toAPI.failed(now)
 		}
 	default:

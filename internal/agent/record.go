@@ -61,8 +61,11 @@ type record struct {
 
 	// status is the one last computed.
 	status *v1.PodStatus
-	// warned is the warning last recorded as an event.
-	warned string
+	// warned are the messages last recorded as events, by their kind.
+	warned   map[string]string
+	lastTold string
+	// missingSecrets are the imagePullSecrets that do not exist.
+	missingSecrets []string
 
 	// volumes are those that the agent writes; stale says that they are to be
 	// written (again), written that they have been, diskTrouble why not.
@@ -71,10 +74,12 @@ type record struct {
 	diskTrouble    string
 	tokens         tokens
 
-	// images are those that the pod needs, by name.
-	images map[string]*wanted
-	// runs are the IDs of the images that the host has the pod's group with.
-	runs []string
+	// images are those that the pod needs.
+	images map[imageUse]*wanted
+	// runs are the IDs of the images that the host has the pod's group with;
+	// mounted those of its volumes, by their names.
+	runs    []string
+	mounted map[string]string
 
 	toHost, toAPI, toDisk lane
 
@@ -286,7 +291,7 @@ func (r *record) apiAction(hostSynced bool, now time.Time) (action, time.Time) {
 		}
 		return patchStatus, time.Time{}
 	}
-	if _, text := r.warning(); text != "" && text != r.warned {
+	if r.untold() != nil {
 		return recordEvent, time.Time{}
 	}
 	return none, time.Time{}

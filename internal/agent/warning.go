@@ -14,9 +14,54 @@ import (
 // component is the source of the agent's events.
 const component = "legion-agent"
 
-// warning is what a person must be told of the pod once, with its reason; empty
-// if there is nothing.
-func (r *record) warning() (reason, message string) {
+// warning is what a person must be told of the pod, once.
+type warning struct {
+	// kind keeps warnings apart that do not take each other's place.
+	kind, reason, message string
+}
+
+// The kinds of warning.
+const (
+	ofPod     = "pod"
+	ofSecrets = "secrets"
+)
+
+// warnings are what a person must be told of the pod now.
+func (r *record) warnings() []warning {
+	var out []warning
+	if len(r.missingSecrets) > 0 { // the kubelet's words
+		out = append(out, warning{
+			ofSecrets, "FailedToRetrieveImagePullSecret",
+			fmt.Sprintf("Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", strings.Join(r.missingSecrets, ", ")),
+		})
+	}
+	if reason, message := r.trouble(); message != "" {
+		out = append(out, warning{ofPod, reason, message})
+	}
+	return out
+}
+
+// untold is the first of them that has not been told, nil for none.
+func (r *record) untold() *warning {
+	for _, w := range r.warnings() {
+		if r.warned[w.kind] != w.message {
+			return &w
+		}
+	}
+	return nil
+}
+
+// told notes that a warning is told.
+func (r *record) told(w warning) {
+	if r.warned == nil {
+		r.warned = map[string]string{}
+	}
+	r.warned[w.kind], r.lastTold = w.message, w.kind
+}
+
+// trouble is what is wrong with the pod, with its reason; empty if there is
+// nothing.
+func (r *record) trouble() (reason, message string) {
 	switch {
 	case len(r.blocked()) > 0:
 		b := r.report.Blocked[0]

@@ -110,9 +110,6 @@ func unmount(path string) error {
 	return fmt.Errorf("unmount %s: %w", path, err)
 }
 
-// longest is how much text mount(2) takes as options.
-const longest = 4096
-
 // overlay mounts the root file system.
 func overlay(c *service.Container) error {
 	for _, name := range []string{"upper", "work", Root} {
@@ -121,27 +118,19 @@ func overlay(c *service.Container) error {
 			return fmt.Errorf("make the bundle: %w", err)
 		}
 	}
-	lower := slices.Clone(c.Layers)
-	slices.Reverse(lower)
-	for _, dir := range lower {
+	o := mounts.Overlay{Layers: c.Layers, Upper: filepath.Join(c.Bundle, "upper"), Work: filepath.Join(c.Bundle, "work")}
+	for _, dir := range o.Layers {
 		if _, err := os.Stat(dir); err != nil {
 			return fmt.Errorf("a layer of the image is not there any more, pull the image again: %w", err)
 		}
 	}
-	if len(lower) == 0 {
-		lower = []string{filepath.Join(c.Bundle, "empty")}
-		if err := os.MkdirAll(lower[0], 0o755); err != nil {
+	if len(o.Layers) == 0 {
+		o.Layers = []string{filepath.Join(c.Bundle, "empty")}
+		if err := os.MkdirAll(o.Layers[0], 0o755); err != nil {
 			return fmt.Errorf("make the bundle: %w", err)
 		}
 	}
-	options := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=" + filepath.Join(c.Bundle, "upper") + ",workdir=" + filepath.Join(c.Bundle, "work")
-	if len(options) >= longest {
-		return mountMany(c.Bundle, lower)
-	}
-	if err := unix.Mount("legion", filepath.Join(c.Bundle, Root), "overlay", 0, options); err != nil {
-		return fmt.Errorf("mount the image's layers: %w", err)
-	}
-	return nil
+	return o.Mount(filepath.Join(c.Bundle, Root))
 }
 
 // sources gives for each mount the path that the runtime is to bind: for a
@@ -260,6 +249,9 @@ func (t target) entry() map[string]any {
 		options = append(options, "ro")
 	default:
 		options = append(options, "rw")
+	}
+	if t.Image != nil {
+		options = append(options, "noexec", "nosuid", "nodev")
 	}
 	switch t.Propagation {
 	case "slave":

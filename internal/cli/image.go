@@ -178,10 +178,8 @@ func (s *session) imagesInUse(ctx context.Context) (func(*image.Image) bool, err
 	}
 	used := map[string]bool{}
 	for _, g := range groups {
-		for i := range g.Spec.Services {
-			if container := g.Spec.Services[i].Exec.Container; container != nil {
-				used[container.Image] = true
-			}
+		for _, id := range g.Spec.Images() {
+			used[id] = true
 		}
 	}
 	return func(i *image.Image) bool { return used[i.ID] }, nil

@@ -80,9 +80,9 @@ func ReleaseSources(list []service.Mount) error {
 	return errors.Join(problems...)
 }
 
-// forget ends a memory file system.
+// forget ends what was mounted on the source.
 func forget(m *service.Mount) error {
-	if !m.Tmpfs {
+	if !m.Tmpfs && m.Image == nil {
 		return nil
 	}
 	err := unix.Unmount(m.Source, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
@@ -155,8 +155,11 @@ func source(m *service.Mount) error {
 	} else if !is {
 		return fmt.Errorf("%s must be a %s and is %s", m.Source, kind, mode)
 	}
-	if m.Tmpfs {
+	switch {
+	case m.Tmpfs:
 		return memory(m)
+	case m.Image != nil:
+		return image(m)
 	}
 	return nil
 }
@@ -227,7 +230,7 @@ func isDir(m *service.Mount) (bool, error) {
 	}
 	defer func() { _ = volume.Close() }()
 	info, err := volume.Stat(m.SubPath)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && m.Image == nil {
 		if err = volume.MkdirAll(m.SubPath, 0o755); err == nil {
 			info, err = volume.Stat(m.SubPath)
 		}

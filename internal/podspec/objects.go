@@ -37,6 +37,11 @@ type Object struct {
 // not in the map has not been read yet, a nil one does not exist.
 type Objects map[Ref]*Object
 
+// pullsImages: a container or a volume of the pod is of an image.
+func pullsImages(pod *v1.Pod) bool {
+	return OCI(pod) || slices.ContainsFunc(pod.Spec.Volumes, func(v v1.Volume) bool { return v.Image != nil })
+}
+
 // References lists the objects that a pod refers to, in a fixed order.
 func References(pod *v1.Pod) []Ref {
 	found := map[Ref]bool{}
@@ -65,7 +70,7 @@ func References(pod *v1.Pod) []Ref {
 			}
 		}
 	}
-	if OCI(pod) {
+	if pullsImages(pod) {
 		for _, s := range pod.Spec.ImagePullSecrets {
 			add(Secret, s.Name)
 		}

@@ -33,15 +33,41 @@ func (c *compiler) image(ctr *v1.Container) *ocispec.Image {
 		return nil
 	}
 	p := c.node.Images[ctr.Image]
-	switch {
-	case p.Image != nil:
-		return p.Image
-	case p.Reason == "":
-		c.report.Blocked = append(c.report.Blocked, Blocked{Container: ctr.Name, Reason: Creating})
-	default:
-		c.report.Blocked = append(c.report.Blocked, Blocked{ctr.Name, p.Reason, p.Message})
+	if p.Image == nil {
+		c.awaitImage(ctr, p)
 	}
-	return nil
+	return p.Image
+}
+
+// awaitImage blocks a container for want of an image.
+func (c *compiler) awaitImage(ctr *v1.Container, p Pulled) {
+	if p.Reason == "" {
+		p.Reason = Creating
+	}
+	c.report.Blocked = append(c.report.Blocked, Blocked{ctr.Name, p.Reason, p.Message})
+}
+
+// imageVolume shows an image's files where a volume lies.
+func (c *compiler) imageVolume(v *v1.Volume, m *service.Mount) {
+	m.Is, m.ReadOnly = "DirectoryOrCreate", true
+	if image := c.node.VolumeImages[v.Name].Image; image != nil {
+		m.Image = &service.ImageFiles{ID: image.ID, Layers: image.Layers}
+	}
+}
+
+// imageOfVolume says whether a container can mount the volume: that of an image
+// is mounted once the image is there.
+func (c *compiler) imageOfVolume(ctr *v1.Container, name string) bool {
+	for i := range c.pod.Spec.Volumes {
+		if v := &c.pod.Spec.Volumes[i]; v.Name == name && v.Image != nil {
+			p := c.node.VolumeImages[name]
+			if p.Image == nil {
+				c.awaitImage(ctr, p)
+			}
+			return p.Image != nil
+		}
+	}
+	return true
 }
 
 // holdPIDs puts before the containers, which share a PID namespace, the service

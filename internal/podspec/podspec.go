@@ -59,8 +59,9 @@ type Node struct {
 	Allocatable v1.ResourceList
 	// OCI is the runtime of pods that run images, nil where there is none.
 	OCI *ocispec.Runtime
-	// Images are those of the pod, by the names in it.
-	Images map[string]Pulled
+	// Images are those of the pod's containers, by the names in it;
+	// VolumeImages those of its volumes, by the volumes' names.
+	Images, VolumeImages map[string]Pulled
 }
 
 // Handlers are the runtime handlers of the node.

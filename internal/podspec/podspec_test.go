@@ -24,7 +24,8 @@ var rewrite = flag.Bool("rewrite", false, "write the golden files anew")
 
 var node = Node{
 	Name: "n1", IP: "10.0.0.7", ServerHost: "10.0.0.1", ServerPort: "6443", Root: true, PodDir: "/pods",
-	Allocatable: v1.ResourceList{v1.ResourceCPU: resource.MustParse("4"), v1.ResourceMemory: resource.MustParse("8Gi")},
+	Allocatable:  v1.ResourceList{v1.ResourceCPU: resource.MustParse("4"), v1.ResourceMemory: resource.MustParse("8Gi")},
+	VolumeImages: map[string]Pulled{"files": {Image: &ocispec.Image{ID: "sha256:5", Layers: []string{"/images/low", "/images/high"}}}},
 }
 
 var objects = Objects{
@@ -123,6 +124,37 @@ func TestSharedPIDs(t *testing.T) {
 		if text := strings.Join(got, " "); text != want {
 			t.Errorf("%s: %s, want %s", class, text, want)
 		}
+	}
+}
+
+// TestImageVolume: the containers that mount an image wait for it, with its
+// reason.
+func TestImageVolume(t *testing.T) {
+	class := HostRuntime
+	ctr := func(name string, mounts ...v1.VolumeMount) v1.Container {
+		return v1.Container{Name: name, Command: []string{"/x"}, VolumeMounts: mounts}
+	}
+	pod := &v1.Pod{Spec: v1.PodSpec{
+		RuntimeClassName: &class, Containers: []v1.Container{ctr("with", v1.VolumeMount{Name: "data", MountPath: "/data"}), ctr("without")},
+		Volumes: []v1.Volume{{Name: "data", VolumeSource: v1.VolumeSource{Image: &v1.ImageVolumeSource{Reference: "data:1"}}}},
+	}}
+	for _, test := range []struct {
+		is   Pulled
+		want string
+	}{
+		{Pulled{}, "[{with ContainerCreating }]"},
+		{Pulled{Reason: "ErrImagePull", Message: "no"}, "[{with ErrImagePull no}]"},
+		{Pulled{Image: &ocispec.Image{ID: "sha256:1"}}, "[]"},
+	} {
+		n := node
+		n.VolumeImages = map[string]Pulled{"data": test.is}
+		if _, report := Compile(pod, n, nil); fmt.Sprint(report.Blocked) != test.want || len(report.NotHonoured) > 0 {
+			t.Errorf("%+v: %+v, want %s", test.is, report, test.want)
+		}
+	}
+	pod.Spec.ImagePullSecrets = []v1.LocalObjectReference{{Name: "login"}}
+	if refs := References(pod); len(refs) != 1 || refs[0] != (Ref{Secret, "login"}) {
+		t.Errorf("it refers to %v", refs)
 	}
 }
 

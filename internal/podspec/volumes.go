@@ -255,6 +255,8 @@ func (c *compiler) volumes() {
 			}
 		case v.EmptyDir != nil:
 			c.emptyDir(v.EmptyDir, m, at)
+		case v.Image != nil:
+			c.imageVolume(v, m)
 		default:
 			c.miss("%s", at)
 			continue
@@ -309,6 +311,9 @@ func (c *compiler) mounts(ctr *v1.Container, at string, env *environment) []serv
 			if len(c.report.Blocked) == 0 {
 				c.miss("%s", at)
 			}
+			continue
+		}
+		if !c.imageOfVolume(ctr, vm.Name) {
 			continue
 		}
 		m := *source

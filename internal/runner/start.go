@@ -201,7 +201,7 @@ func mountsOf(c *service.ExecContext) []sandbox.Mount {
 	for _, m := range c.Mounts {
 		out = append(out, sandbox.Mount{
 			Source: m.Source, SubPath: m.SubPath, Target: m.Target,
-			ReadOnly: m.ReadOnly, Recursive: m.Recursive, Propagation: m.Propagation,
+			ReadOnly: m.ReadOnly, Recursive: m.Recursive, Propagation: m.Propagation, Data: m.Image != nil,
 		})
 	}
 	slices.SortStableFunc(out, func(a, b sandbox.Mount) int {

@@ -16,6 +16,8 @@ type Mount struct {
 	ReadOnly    bool   `json:"readOnly,omitempty"`
 	Recursive   bool   `json:"recursive,omitempty"`
 	Propagation string `json:"propagation,omitempty"`
+	// Data are no programs: nothing of it can be executed.
+	Data bool `json:"data,omitempty"`
 }
 
 // mountStages make the mount namespace. What is to be shown is taken hold of
@@ -100,6 +102,12 @@ func (m *Mount) attach(tree int, root string) error {
 		}
 		if err := unix.MountSetattr(tree, "", flags, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
 			return fmt.Errorf("make it read-only: %w", err)
+		}
+	}
+	if m.Data {
+		const flags = unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: flags}); err != nil {
+			return fmt.Errorf("make it data: %w", err)
 		}
 	}
 	if root == "" {

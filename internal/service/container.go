@@ -11,6 +11,24 @@ const RuntimeLog = "runtime.log"
 // end.
 const Pause = "/legion-pause"
 
+// Images are the IDs of the images that the group is run from, or shows to its
+// services.
+func (g *Group) Images() []string {
+	var out []string
+	for i := range g.Services {
+		exec := &g.Services[i].Exec
+		if c := exec.Container; c != nil && c.Image != "" {
+			out = append(out, c.Image)
+		}
+		for k := range exec.Mounts {
+			if files := exec.Mounts[k].Image; files != nil {
+				out = append(out, files.ID)
+			}
+		}
+	}
+	return out
+}
+
 // Container makes the main process that of an OCI runtime, which runs a
 // container in the foreground (the OCI's runtime-spec). The Mounts of the
 // ExecContext are then the container's. Commands with FullPrivileges run on the

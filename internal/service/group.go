@@ -350,6 +350,17 @@ type Mount struct {
 	// services; Size bounds it, in bytes, 0 by half of the memory.
 	Tmpfs bool  `json:"tmpfs,omitempty"`
 	Size  int64 `json:"size,omitempty"`
+	// Image, where set, is what Source shows for as long as the group runs:
+	// read-only, and nothing of it can be executed.
+	Image *ImageFiles `json:"image,omitempty"`
+}
+
+// ImageFiles are the files of an image.
+type ImageFiles struct {
+	// ID is the digest of the image's configuration.
+	ID string `json:"id"`
+	// Layers are directories, lowest first.
+	Layers []string `json:"layers"`
 }
 
 // Rlimit is a resource limit in setrlimit(2)'s unit of that resource; all ones

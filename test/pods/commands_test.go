@@ -12,6 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
+
+	"legion.dev/legion/test/standin/standinimage"
 )
 
 // apply makes objects of files: apply FILE…
@@ -155,6 +157,20 @@ func event(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("no such event; there were %q; %s", seen, s.report(args[0]))
+}
+
+// push puts an image of files into the registry that wants a login, in place of
+// the one that had the name; what it says is in the file "version":
+// push NAME VERSION
+func push(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: push NAME VERSION")
+	}
+	img, err := standinimage.Files(
+		map[string]string{"version": "none", "sub/file": "of " + args[1], "old": "of the lower layer", "bin/program": "#!/no/such/program\n"},
+		map[string]string{"version": args[1], ".wh.old": ""})
+	ts.Check(err)
+	ts.Check(of(ts).fleet.registry.put(privateHost+"/"+args[0], img))
 }
 
 // remove deletes a pod and does not wait: delete POD [GRACE]

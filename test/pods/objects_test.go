@@ -59,6 +59,13 @@ func (s *script) applyOne(ctx context.Context, kind string, doc []byte) error {
 			_, err = core.ConfigMaps(s.namespace).Update(ctx, o, metav1.UpdateOptions{})
 		}
 		return err
+	case "ServiceAccount":
+		o := &corev1.ServiceAccount{}
+		if err := yaml.UnmarshalStrict(doc, o); err != nil {
+			return err
+		}
+		_, err := core.ServiceAccounts(s.namespace).Create(ctx, o, metav1.CreateOptions{})
+		return err
 	case "Secret":
 		o := &corev1.Secret{}
 		if err := yaml.UnmarshalStrict(doc, o); err != nil {

@@ -157,6 +157,11 @@ func (s *source) push(as string, at []string, program string, config imagev1.Con
 	if err != nil {
 		return err
 	}
+	return s.put(as, img)
+}
+
+// put puts an image into the registry.
+func (s *source) put(as string, img imagev1.Image) error {
 	ref, err := name.ParseReference(strings.TrimPrefix(s.inside.URL, "http://") + strings.TrimLeftFunc(as, func(r rune) bool { return r != '/' }))
 	if err != nil {
 		return err

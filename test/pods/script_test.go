@@ -52,6 +52,7 @@ func params(runtime string) testscript.Params {
 			e.Setenv("AT", s.at)
 			e.Setenv("PORT", s.port)
 			e.Setenv("STANDIN", s.standin())
+			e.Setenv("NAMESPACE", s.namespace)
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
@@ -65,7 +66,7 @@ func params(runtime string) testscript.Params {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"apply": apply, "until": until, "log": readLog, "event": event, "delete": remove, "gone": gone,
-			"now": now, "in": in, "condition": condition, "debug": debug,
+			"now": now, "in": in, "condition": condition, "debug": debug, "push": push,
 			"process": process, "namespaces": namespaces, "signal": signal, "cgroup": limits, "mount": mount, "mounted": mounted,
 		},
 	}
@@ -112,7 +113,7 @@ func newScript(f *fleet, runtime, name string) (*script, error) {
 		at: filepath.Join(f.dir, "at", name+"-"+runtime), port: fmt.Sprint(21000 + 10*ports.Add(1)),
 		seen: map[string][]*corev1.Pod{}, matched: map[string]int{}, changed: make(chan struct{}),
 	}
-	values := []string{"@AT@", s.at, "@PORT@", s.port, "@STANDIN@", s.standin(), "@NODE@", node}
+	values := []string{"@AT@", s.at, "@PORT@", s.port, "@STANDIN@", s.standin(), "@NODE@", node, "@NAMESPACE@", s.namespace}
 	for i := range 10 {
 		values = append(values, fmt.Sprintf("@PORT%d@", i), s.port[:len(s.port)-1]+strconv.Itoa(i))
 	}

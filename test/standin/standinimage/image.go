@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -56,17 +57,43 @@ func New(program string, at []string, config v1.Config) (v1.Image, error) {
 	if l.err != nil {
 		return nil, l.err
 	}
-	return build(b.Bytes(), config)
+	return build(config, b.Bytes())
 }
 
-func build(archive []byte, config v1.Config) (v1.Image, error) {
-	one, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil })
-	if err != nil {
-		return nil, err
+// Files gives an image of files by their paths, a map a layer, the lowest first.
+// Those below bin can be executed.
+func Files(layers ...map[string]string) (v1.Image, error) {
+	var archives [][]byte
+	for _, files := range layers {
+		var b bytes.Buffer
+		l := layer{w: tar.NewWriter(&b), made: map[string]bool{".": true}}
+		for _, name := range slices.Sorted(maps.Keys(files)) {
+			l.directory(path.Dir(name))
+			mode := int64(0o644)
+			if path.Dir(name) == "bin" {
+				mode = 0o755
+			}
+			l.file(name, mode, []byte(files[name]))
+		}
+		l.fail(l.w.Close())
+		if l.err != nil {
+			return nil, l.err
+		}
+		archives = append(archives, b.Bytes())
 	}
-	img, err := mutate.AppendLayers(empty.Image, one)
-	if err != nil {
-		return nil, err
+	return build(v1.Config{}, archives...)
+}
+
+func build(config v1.Config, archives ...[]byte) (v1.Image, error) {
+	img := empty.Image
+	for _, archive := range archives {
+		one, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil })
+		if err != nil {
+			return nil, err
+		}
+		if img, err = mutate.AppendLayers(img, one); err != nil {
+			return nil, err
+		}
 	}
 	file, err := img.ConfigFile()
 	if err != nil {
