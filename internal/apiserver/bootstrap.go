@@ -61,12 +61,18 @@ func bootstrapOnce(ctx context.Context, client kubernetes.Interface) error {
 	}
 	for _, class := range schedulingv1.SystemPriorityClasses() {
 		group.Go(func() error {
+			if _, err := client.SchedulingV1().PriorityClasses().Get(ctx, class.Name, metav1.GetOptions{}); err == nil {
+				return nil
+			}
 			_, err := client.SchedulingV1().PriorityClasses().Create(ctx, class, metav1.CreateOptions{})
 			return unlessThere(err, "priority class "+class.Name)
 		})
 	}
 	for _, name := range []string{HostRuntimeClass, OCIRuntimeClass} {
 		group.Go(func() error {
+			if _, err := client.NodeV1().RuntimeClasses().Get(ctx, name, metav1.GetOptions{}); err == nil {
+				return nil
+			}
 			class := &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Handler: name}
 			_, err := client.NodeV1().RuntimeClasses().Create(ctx, class, metav1.CreateOptions{})
 			return unlessThere(err, "RuntimeClass "+name)

@@ -92,6 +92,9 @@ users:
     client-certificate-data: %s
     client-key-data: %s
 `, url, encode(authority.PEM), encode(cert), encode(key))
+	if was, err := os.ReadFile(path); err == nil && string(was) == text {
+		return nil // nor must there be room for it
+	}
 	if err := pki.WriteFile(path, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("cannot write %s: %w", path, err)
 	}

@@ -62,6 +62,7 @@ type assembly struct {
 	informers  servedInformers
 	client     kubernetes.Interface
 	removed    removedNodes
+	refused    func() time.Time // Inside.Refused
 	direct     *direct
 	loopback   *rest.Config
 	tokens     serviceaccount.TokenGenerator

@@ -48,7 +48,7 @@ func (c Config) addHooks(server *genericapiserver.GenericAPIServer, a *assembly,
 				return err
 			}
 			if c.Controllers != nil {
-				inside := Inside{a.client, livingInformers{a.informers, hook}, rest.CopyConfig(a.loopback)}
+				inside := Inside{a.client, livingInformers{a.informers, hook}, rest.CopyConfig(a.loopback), a.refused}
 				own.begin(hook, func(ctx context.Context) { c.runControllers(ctx, inside) })
 			}
 			return nil

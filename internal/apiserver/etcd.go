@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	etcdclient "go.etcd.io/etcd/client/v3/kubernetes"
@@ -14,6 +15,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"google.golang.org/grpc"
 )
 
 // longestSocket is what fits in a unix socket's address (unix(7)), less room
@@ -25,6 +27,7 @@ type ownEtcd struct {
 	endpoint string
 	// client calls it without a socket between.
 	client *etcdclient.Client
+	room   *room
 	stop   func()
 }
 
@@ -36,8 +39,9 @@ func StoreFile(dir string) string {
 func etcdDir(dir string) string { return filepath.Join(dir, "server", "etcd") }
 
 // startEtcd runs an etcd inside this process that keeps its data in dir and
-// listens on a unix socket only this user can open.
-func startEtcd(ctx context.Context, dir string) (*ownEtcd, error) {
+// listens on a unix socket only this user can open. told hears of it when its
+// disk is full, and when it is so no more.
+func startEtcd(ctx context.Context, dir string, told func(error)) (*ownEtcd, error) {
 	fail := func(err error) (*ownEtcd, error) {
 		return nil, fmt.Errorf("cannot start the store in %s: %w", dir, err)
 	}
@@ -63,6 +67,11 @@ func startEtcd(ctx context.Context, dir string) (*ownEtcd, error) {
 	// The API server asks for compaction every five minutes; the space is
 	// given back at start.
 	config.BootstrapDefragThresholdMegabytes = 64
+	room := &room{dir: config.Dir, told: told}
+	if info, err := os.Stat(filepath.Join(config.Dir, "member", "snap", "db")); err == nil && room.free(uint64(info.Size())+least) != nil {
+		config.BootstrapDefragThresholdMegabytes = 0 // it takes a copy
+	}
+	config.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainUnaryInterceptor(room.guard)}
 	config.QuotaBackendBytes = 8 << 30
 	// One member: nobody has to catch up, so few entries are held in memory.
 	config.SnapshotCount = 5000
@@ -73,8 +82,13 @@ func startEtcd(ctx context.Context, dir string) (*ownEtcd, error) {
 		return fail(err)
 	}
 	client := &etcdclient.Client{Client: v3client.New(server.Server)}
+	client.KV = guardedKV{client.KV, room}
 	client.Kubernetes = client
+	keeping, keep := context.WithCancel(context.Background())
+	var kept sync.WaitGroup
 	stop := func() {
+		keep()
+		kept.Wait()
 		_ = client.Close()
 		// A store that is being closed complains about its closed listeners.
 		level.SetLevel(zap.FatalLevel)
@@ -83,7 +97,9 @@ func startEtcd(ctx context.Context, dir string) (*ownEtcd, error) {
 	}
 	select {
 	case <-server.Server.ReadyNotify():
-		return &ownEtcd{"unix://" + socket, client, stop}, nil
+		room.set(room.make())
+		kept.Go(func() { room.keep(keeping) })
+		return &ownEtcd{"unix://" + socket, client, room, stop}, nil
 	case err = <-server.Err():
 	case <-ctx.Done():
 		err = ctx.Err()

@@ -36,7 +36,7 @@ func logsOf(ctx context.Context, f *fleet) error {
 
 // A node's tunnel is at one of two servers; it is reached through both.
 func TestTunnelAtAnotherServer(t *testing.T) {
-	etcd := must[*ownEtcd](t)(startEtcd(t.Context(), t.TempDir()))
+	etcd := must[*ownEtcd](t)(startEtcd(t.Context(), t.TempDir(), nil))
 	t.Cleanup(etcd.stop)
 	config := func(dir string) Config {
 		return Config{Dir: dir, Listen: "127.0.0.1", EtcdServers: []string{etcd.endpoint}}

@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"time"
 
-	etcdclient "go.etcd.io/etcd/client/v3/kubernetes"
 	"k8s.io/apiserver/pkg/features"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
@@ -48,6 +47,9 @@ type Config struct {
 	Profiling bool
 	// Controllers, if set, is run while the server runs.
 	Controllers func(context.Context, Inside) error
+	// Full, if set, is called when the disk of the etcd inside is full, so that
+	// nothing is written, and with nil when things are written again.
+	Full func(why error)
 	// Ready, if set, is called once /readyz is ok, with the server's URL.
 	Ready func(url string)
 }
@@ -62,6 +64,9 @@ type Inside struct {
 	Informers informers.SharedInformerFactory
 	// REST is for other clients.
 	REST *rest.Config
+	// Refused is when the store last refused to be written to for want of room;
+	// nil if it is elsewhere.
+	Refused func() time.Time
 }
 
 // NetnsAddress is an address inside the network namespace of Path.
@@ -99,17 +104,17 @@ func Run(ctx context.Context, c Config) error {
 	etcd := &ownEtcd{}
 	if len(c.EtcdServers) == 0 {
 		// Stopped last: after the server that writes to it.
-		if etcd, err = startEtcd(ctx, etcdDir(c.Dir)); err != nil {
+		if etcd, err = startEtcd(ctx, etcdDir(c.Dir), c.Full); err != nil {
 			return err
 		}
 		defer etcd.stop()
 		c.EtcdServers = []string{etcd.endpoint}
 	}
-	return c.serve(ctx, listener, authority, etcd.client)
+	return c.serve(ctx, listener, authority, etcd)
 }
 
-// serve runs the server on an etcd; client is set if that is in this process.
-func (c Config) serve(ctx context.Context, listener net.Listener, authority *pki.Authority, client *etcdclient.Client) error {
+// serve runs the server on an etcd, whose client is set if it is in this process.
+func (c Config) serve(ctx context.Context, listener net.Listener, authority *pki.Authority, etcd *ownEtcd) error {
 	// Lists of past versions of everything are left to etcd: to hold them costs
 	// more memory than the objects. How large objects are, key by key, is noted
 	// for priority and fairness, which is off.
@@ -125,8 +130,9 @@ func (c Config) serve(ctx context.Context, listener net.Listener, authority *pki
 	if err != nil {
 		return fmt.Errorf("cannot configure the API server: %w", err)
 	}
-	if client != nil {
-		a.config.RESTOptionsGetter = ownStorage{a.config.RESTOptionsGetter, client, a.pool, newPodParts()}
+	if etcd.client != nil {
+		a.config.RESTOptionsGetter = ownStorage{a.config.RESTOptionsGetter, etcd.client, a.pool, newPodParts()}
+		a.refused = etcd.room.lastRefused
 	}
 	sessions := &tunnel.Sessions{}
 	server, err := a.newServer(authority, sessions)
@@ -134,7 +140,7 @@ func (c Config) serve(ctx context.Context, listener net.Listener, authority *pki
 		return fmt.Errorf("cannot build the API server: %w", err)
 	}
 	server.ShutdownTimeout = stopTime
-	if client == nil {
+	if etcd.client == nil {
 		// The store is outside: other servers may be on it.
 		peers, err := c.newPeers(a.client, listener, authority)
 		if err != nil {

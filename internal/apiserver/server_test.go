@@ -423,7 +423,7 @@ func testSecondServer(t *testing.T, f *fleet) {
 }
 
 func TestOutsideEtcd(t *testing.T) {
-	etcd, err := startEtcd(t.Context(), t.TempDir())
+	etcd, err := startEtcd(t.Context(), t.TempDir(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,6 +36,9 @@ type Config struct {
 	// NodeGrace is how long a node's Lease may go without renewal before its
 	// Ready condition becomes Unknown. Default 40 s.
 	NodeGrace time.Duration
+	// Refused, if set, is when the server last refused to note anything, since
+	// its disk was full: until then the silence of nodes says nothing.
+	Refused func() time.Time
 	// LeaveBinding leaves the choice of spec.nodeName to the cluster's
 	// scheduler, and with it the question whether a pod fits.
 	LeaveBinding bool

@@ -31,9 +31,11 @@ type nodes struct {
 	log    *slog.Logger
 	events record.EventRecorder
 	grace  time.Duration
-	lister corelisters.NodeLister
-	pods   cache.Indexer
-	queue  workqueue.TypedRateLimitingInterface[string]
+	// refused is Config.Refused.
+	refused func() time.Time
+	lister  corelisters.NodeLister
+	pods    cache.Indexer
+	queue   workqueue.TypedRateLimitingInterface[string]
 
 	// alive is when a sign of life of a node was last seen, by our own clock:
 	// the nodes' clocks may be wrong.
@@ -45,7 +47,7 @@ type nodes struct {
 
 func newNodes(cfg Config, all, leases informers.SharedInformerFactory, events record.EventRecorder) (*nodes, error) {
 	n := &nodes{
-		client: cfg.Client, log: cfg.Log, events: events, grace: cfg.NodeGrace,
+		client: cfg.Client, log: cfg.Log, events: events, grace: cfg.NodeGrace, refused: cfg.Refused,
 		lister: all.Core().V1().Nodes().Lister(),
 		pods:   all.Core().V1().Pods().Informer().GetIndexer(),
 		queue: workqueue.NewTypedRateLimitingQueue(
@@ -107,6 +109,11 @@ func (n *nodes) silent(node string) (time.Duration, bool) {
 	if !ok {
 		last = time.Now()
 		n.alive[node] = last
+	}
+	if n.refused != nil {
+		if deaf := n.refused(); deaf.After(last) {
+			last = deaf
+		}
 	}
 	return time.Since(last), n.armed[node]
 }

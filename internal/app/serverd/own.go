@@ -31,7 +31,7 @@ const ownLease = 45 * time.Second
 func runControllers(ctx context.Context, inside apiserver.Inside, config controller.Config, shared bool) error {
 	group, ctx := errgroup.WithContext(ctx)
 	nodes := config
-	nodes.LeaveDaemonSets, nodes.Informers = true, inside.Informers
+	nodes.LeaveDaemonSets, nodes.Informers, nodes.Refused = true, inside.Informers, inside.Refused
 	group.Go(func() error {
 		if shared {
 			return lead(ctx, inside, &controller.Election{Name: "legion-server", Log: config.Log}, nodes)

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -171,7 +172,20 @@ func serve(ctx context.Context, config apiserver.Config, own controller.Config, 
 		debug.SetGCPercent(calmGrowth)
 		go paceCollection(ctx, giveBack)
 	}
+	var serving atomic.Value
+	config.Full = func(why error) {
+		status := "STATUS=nothing is written: "
+		if why == nil {
+			logger.Info("there is room again: things are written")
+			status, _ = serving.Load().(string)
+		} else {
+			logger.Error("nothing is written until there is room", "error", why)
+			status += why.Error()
+		}
+		_ = notify(status) // it is said in the log
+	}
 	config.Ready = func(url string) {
+		serving.Store("STATUS=serving at " + url)
 		logger.Info("ready", "url", url, "after", time.Since(started).Round(time.Millisecond), "kubeconfig", apiserver.AdminKubeconfig(dir))
 		if err := notify("READY=1\nSTATUS=serving at " + url); err != nil {
 			logger.Warn("cannot tell the service manager that the server is ready", "error", err)
