@@ -111,8 +111,18 @@ func number(t *testing.T, name string, otherwise int) int {
 	return n
 }
 
+// disks are the directories that are small disks of their own, and their sizes:
+// the nodes' and the server's.
+func (r *rounds) disks() map[string]string {
+	disks := map[string]string{filepath.Join(r.dir, "server"): "192m"}
+	for _, node := range r.nodes {
+		disks[filepath.Join(r.dir, "nodes", node)] = "64m"
+	}
+	return disks
+}
+
 // startRounds starts the fleet. Each node's directory is a small disk of its
-// own, and each node's cable can be cut.
+// own, and so is the server's, and each node's cable can be cut.
 func startRounds(t *testing.T, seed uint64) *rounds {
 	t.Helper()
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
@@ -127,12 +137,11 @@ func startRounds(t *testing.T, seed uint64) *rounds {
 		nodes: []string{"n1", "n2", "n3"}, cables: map[string]*cable.Cable{}, clients: map[string]*hostclient.Client{}, only: regexp.MustCompile(os.Getenv("LEGION_FAULT")), locks: filepath.Join(dir, "locks"),
 	}
 	t.Cleanup(r.down)
-	for _, node := range r.nodes {
-		at := filepath.Join(dir, "nodes", node)
+	for at, size := range r.disks() {
 		if err := os.MkdirAll(at, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size=64m"); err != nil {
+		if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size="+size); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -142,7 +151,11 @@ func startRounds(t *testing.T, seed uint64) *rounds {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		write(t, filepath.Join(d, "rounds.conf"), "[Service]\nRestartSteps=0\nRestartMaxDelaySec=infinity\n")
+		conf := "[Service]\nRestartSteps=0\nRestartMaxDelaySec=infinity\n"
+		if node, ok := strings.CutPrefix(unit, "legiond-"); ok {
+			conf += "ExecStartPre=/bin/sh " + r.bootScript(strings.TrimSuffix(node, ".service")) + "\n"
+		}
+		write(t, filepath.Join(d, "rounds.conf"), conf)
 	}
 	if err := os.Mkdir(r.locks, 0o755); err != nil {
 		t.Fatal(err)
@@ -203,8 +216,7 @@ func (r *rounds) readState() {
 func (r *rounds) down() {
 	if r.t.Failed() {
 		r.t.Logf("the fleet's files are kept in %s", r.dir)
-		for _, node := range r.nodes { // their disks go
-			at := filepath.Join(r.dir, "nodes", node)
+		for at := range r.disks() { // which go
 			_, _ = run(time.Minute, "cp", "-a", at, at+".kept")
 		}
 	}
@@ -212,8 +224,7 @@ func (r *rounds) down() {
 	if err != nil {
 		r.t.Error(out, err)
 	}
-	for _, node := range r.nodes {
-		at := filepath.Join(r.dir, "nodes", node)
+	for at := range r.disks() {
 		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) { // legion down has done it
 			r.t.Error("unmount ", at, ": ", err)
 		}
@@ -266,6 +277,9 @@ func (r *rounds) round(i int) string {
 	r.t.Logf("round %d on %s: %s", i, node, name)
 	mend := f.begin(r, node)
 	expected := w.begin(r, f, node)
+	if f.reboots && expected[node] == nil {
+		expected = expectations{node: r.again(node)}
+	}
 	if f.under {
 		r.settled(expected)
 		mend()

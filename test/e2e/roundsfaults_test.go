@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/service"
 	"legion.dev/legion/test/cable"
 )
 
@@ -37,6 +38,8 @@ type fault struct {
 	under bool
 	// cut: the node and the server do not hear each other.
 	cut bool
+	// reboots: no process of the node is left.
+	reboots bool
 	// refuses: the node may fail to start what it should.
 	refuses bool
 	// begin begins it; what it returns ends it, and waits until it has.
@@ -56,7 +59,13 @@ var faults = []fault{
 		return func() { a(); b() }
 	}},
 	{name: "server killed", kills: server, begin: kill(func(string) string { return "legion-server.service" })},
-	{name: "disk full", refuses: true, begin: fillDisk},
+	{name: "rebooted", kills: hostd, reboots: true, begin: reboot},
+	{name: "disk full", refuses: true, begin: func(r *rounds, node string) func() {
+		free := fillDisk(r, filepath.Join(r.dir, "nodes", node))
+		length := r.moment(200 * time.Millisecond)
+		return func() { time.Sleep(length); free() }
+	}},
+	{name: "server's disk full", begin: fillServer},
 	{name: "no more pids", refuses: true, begin: exhaustPids},
 }
 
@@ -104,9 +113,9 @@ func kill(unit func(node string) string) func(*rounds, string) func() {
 	}
 }
 
-// fillDisk leaves no byte of the node's disk.
-func fillDisk(r *rounds, node string) func() {
-	path := filepath.Join(r.dir, "nodes", node, "filler")
+// fillDisk leaves no byte of a disk.
+func fillDisk(r *rounds, disk string) (free func()) {
+	path := filepath.Join(disk, "filler")
 	f, err := os.Create(path)
 	if err != nil {
 		r.t.Fatal(err)
@@ -121,11 +130,31 @@ func fillDisk(r *rounds, node string) func() {
 			size /= 2
 		}
 	}
-	length := r.moment(200 * time.Millisecond)
 	return func() {
-		time.Sleep(length)
 		if err := errors.Join(f.Close(), os.Remove(path)); err != nil {
+			r.t.Error(err)
+		}
+	}
+}
+
+// fillServer fills the server's disk, which it outlives. Nothing can be asked for
+// before there is room.
+func fillServer(r *rounds, _ string) func() {
+	runs := func() uint64 {
+		g, err := r.host("").Group(r.t.Context(), "legion-server.service")
+		if err != nil {
 			r.t.Fatal(err)
+		}
+		return mainRun(r.t, g).Number
+	}
+	before := runs()
+	free := fillDisk(r, filepath.Join(r.dir, "server"))
+	freed := make(chan struct{})
+	time.AfterFunc(r.moment(2*time.Second), func() { free(); close(freed) })
+	return func() {
+		<-freed
+		if now := runs(); now != before {
+			r.t.Errorf("the server ended on its full disk: it runs for the %dth time, not the %dth", now, before)
 		}
 	}
 }
@@ -219,7 +248,9 @@ var works = []work{
 
 func killDaemon(r *rounds, f fault, node string) expectations {
 	was := r.seen[node]
-	kill9(r.t, was.pid)
+	if !f.reboots {
+		kill9(r.t, was.pid)
+	}
 	if f.cut {
 		// Nobody but the node itself can help.
 		untilGroup(r.t, r.host(node), "pod-"+was.pod, patience, "a new run without the server", func(g *hostapi.Group) bool {
@@ -227,17 +258,68 @@ func killDaemon(r *rounds, f fault, node string) expectations {
 			return m != nil && m.PID != 0 && m.PID != was.pid && m.Exit == nil
 		})
 	}
+	expected := r.again(node)
+	if !f.refuses {
+		return expectations{node: expected}
+	}
 	return expectations{node: func(d daemon) string {
+		d.restarts = min(d.restarts, was.restarts+1)
+		return expected(d)
+	}}
+}
+
+// again expects the pod that there was, whose daemon was started once more.
+func (r *rounds) again(node string) func(daemon) string {
+	was := r.seen[node]
+	return func(d daemon) string {
 		switch {
 		case d.pod != was.pod:
 			return "the pod was replaced where its daemon had died"
 		case d.restarts <= was.restarts:
 			return "the restart is not counted yet"
-		case d.restarts > was.restarts+1 && !f.refuses:
+		case d.restarts > was.restarts+1:
 			return fmt.Sprintf("%d restarts are counted after %d and one death", d.restarts, was.restarts)
 		}
 		return ""
-	}}
+	}
+}
+
+// reboot ends all processes of a node at once and takes what a machine loses
+// that starts anew: /run, and the boot ID by which pids mean anything.
+func reboot(r *rounds, node string) func() {
+	write(r.t, filepath.Join(r.dir, "nodes", node, "rebooted"), "")
+	var before []service.Run
+	units := []string{"legiond-" + node + ".service", "legion-agent-" + node + ".service"}
+	for _, unit := range units {
+		g, err := r.host("").Group(r.t.Context(), unit)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		before = append(before, mainRun(r.t, g))
+	}
+	for _, pid := range []int{before[0].PID, r.seen[node].pid, before[1].PID} {
+		kill9(r.t, pid)
+	}
+	return func() {
+		for i, unit := range units {
+			untilGroup(r.t, r.host(""), unit, patience, "ready again", func(g *hostapi.Group) bool {
+				s := g.Status.Services[0]
+				return s.Main != nil && s.Main.Number > before[i].Number && s.Main.Exit == nil && s.Ready
+			})
+		}
+	}
+}
+
+// bootScript writes what is run before a node's legiond, and says where.
+func (r *rounds) bootScript(node string) string {
+	path := filepath.Join(r.dir, "boot-"+node)
+	write(r.t, path, fmt.Sprintf(`cd %q || exit 1
+[ -e rebooted ] || exit 0
+rm -rf run
+sed -i "s/$(cat /proc/sys/kernel/random/boot_id)/00000000-0000-0000-0000-000000000000/g" state/runs/log
+rm rebooted
+`, filepath.Join(r.dir, "nodes", node)))
+	return path
 }
 
 // another expects a pod that is not the one there was.
