@@ -45,6 +45,9 @@ func credentials(ctx context.Context, o Options, log *slog.Logger) (*rest.Config
 		}
 	} else if why != "" {
 		if o.Token == "" {
+			if err := expired(o); err != nil {
+				return nil, err
+			}
 			return nil, fmt.Errorf("node %q has no credentials (%s): start legion-agent once with --server and --token; 'legion token create' makes one", o.Node, why)
 		}
 		if err := join(ctx, o, log); err != nil {

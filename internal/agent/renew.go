@@ -21,6 +21,9 @@ func keepCertificate(ctx context.Context, o Options, config *rest.Config, log *s
 	}
 	tell := teller(log, "the server's certificate authority")
 	renew := func() error {
+		if err := expired(o); err != nil {
+			return comeBack(ctx, o, err, log)
+		}
 		if o.Bootstrap != "" {
 			return renewInCluster(ctx, o, config, log)
 		}
@@ -56,8 +59,25 @@ func expired(o Options) error {
 	if err != nil || !time.Now().After(cert.NotAfter) {
 		return nil // what else is wrong is said by who needs it
 	}
-	return fmt.Errorf("the certificate of node %q expired on %s, so the server does not know the node any more; its daemons run on as they are: start legion-agent once with a new token ('legion token create' makes one)",
+	return fmt.Errorf("the certificate of node %q expired on %s, so the server does not know the node any more; its daemons run on as they are: "+
+		"'legion join LINE' on this host brings it back, or legion-agent started once with --token ('legion token create' prints LINE)",
 		o.Node, cert.NotAfter.Format(time.DateOnly))
+}
+
+// comeBack gets a certificate in place of one that has expired, where the agent
+// was given something to ask for it with: as the same node, which is why its
+// pods run on.
+func comeBack(ctx context.Context, o Options, expired error, log *slog.Logger) error {
+	switch {
+	case o.Bootstrap != "":
+		return bootstrap(ctx, o, log)
+	case o.Token != "":
+		if err := join(ctx, o, log); err != nil {
+			return fmt.Errorf("%w; the token that this agent has does not help: %w", expired, err)
+		}
+		return nil
+	}
+	return expired
 }
 
 // renewals renews when it is time to. A failure is tried again after a minute,

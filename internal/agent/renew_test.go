@@ -3,11 +3,14 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"k8s.io/client-go/rest"
 
 	"legion.dev/legion/internal/pki"
 )
@@ -123,8 +126,18 @@ func TestLongOffline(t *testing.T) {
 				t.Errorf("does not say %q: %v", word, err)
 			}
 		}
-		if why, err := stored(o); err != nil || !strings.Contains(why, "expired on") {
-			t.Errorf("an agent that starts after 80 days: %q, %v", why, err)
+		if _, starts := credentials(t.Context(), o, slog.New(slog.DiscardHandler)); starts == nil || starts.Error() != err.Error() {
+			t.Errorf("an agent that starts after 80 days: %v", starts)
+		}
+		// One that runs says it once; it has no server to ask.
+		var log strings.Builder
+		ctx, cancel := context.WithCancel(t.Context())
+		go keepCertificate(ctx, o, &rest.Config{TLSClientConfig: rest.TLSClientConfig{CertFile: filepath.Join(o.Dir, pki.CertFile)}}, slog.New(slog.NewTextHandler(&log, nil)))
+		time.Sleep(day)
+		cancel()
+		synctest.Wait()
+		if n := strings.Count(log.String(), "legion join LINE"); n != 1 {
+			t.Errorf("an agent that runs on says %d times what to do:\n%s", n, log.String())
 		}
 	})
 }

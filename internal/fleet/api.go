@@ -50,6 +50,8 @@ type (
 		Status  string `json:"status"`
 		Reason  string `json:"reason"`
 		Message string `json:"message"`
+		// LastHeartbeatTime is of nodes only.
+		LastHeartbeatTime time.Time `json:"lastHeartbeatTime"`
 	}
 	node struct {
 		object

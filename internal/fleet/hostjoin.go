@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"legion.dev/legion/internal/hostapi"
@@ -36,69 +37,96 @@ type Joining struct {
 	Progress           *Progress
 }
 
-// Run returns when the node is Ready.
+// Run returns when the node is Ready. A host that is a node already joins again
+// where its certificate has expired: its agent was off, or the server away, for
+// the last fifth of the certificate's life. Its pods are not touched.
 func (j *Joining) Run(ctx context.Context) error {
 	if _, err := os.Stat(j.Agent); err != nil {
 		return fmt.Errorf("cannot join: legion-agent is not beside legion: %w; `make build` builds it", err)
 	}
 	host := hostclient.New(j.Socket)
 	defer host.Close()
-	if err := j.free(ctx, host); err != nil {
+	unit, err := j.unit(ctx, host)
+	if err != nil {
 		return err
 	}
 	if err := j.credentials(ctx); err != nil {
 		return err
 	}
-	group, err := j.group()
-	if err != nil {
-		return err
+	// As the node tells the time of its heartbeats.
+	asked := time.Now().Truncate(time.Second)
+	if unit == nil {
+		err = j.put(ctx, host)
+	} else {
+		_, err = host.Do(ctx, joinedUnit, "restart", false)
 	}
-	if _, err := host.Put(ctx, group); err != nil {
+	if err != nil {
 		return fmt.Errorf("cannot make the agent a unit of this host: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, j.Timeout)
 	defer cancel()
-	return j.ready(ctx, host)
+	return j.ready(ctx, host, asked)
 }
 
-// free: this host is no node yet.
-func (j *Joining) free(ctx context.Context, host *hostclient.Client) error {
+// unit is the agent's, nil where this host is no node yet.
+func (j *Joining) unit(ctx context.Context, host *hostclient.Client) (*hostapi.Group, error) {
 	g, err := host.Group(ctx, joinedUnit)
 	var answer *hostapi.Error
 	switch {
 	case errors.As(err, &answer) && answer.Code == "not-found":
-		return nil
+		return nil, nil
 	case err != nil:
-		return err
+		return nil, err
 	}
-	return fmt.Errorf("this host is a node already: its legiond has %s (%s), %s; `legion logs -H %[4]s %[1]s` shows what it says", joinedUnit, g.Spec.Description, g.ActiveState, j.Socket)
+	if cert, err := pki.StoredCertificate(j.Dir); err == nil && time.Now().After(cert.NotAfter) {
+		return &g, nil
+	}
+	return nil, fmt.Errorf("this host is a node already: its legiond has %s (%s), %s; `legion logs -H %[4]s %[1]s` shows what it says", joinedUnit, g.Spec.Description, g.ActiveState, j.Socket)
 }
 
-// credentials takes those that an interrupted join has left, or gets some.
+// credentials takes those that an interrupted join has left, or gets some: also
+// in place of those that have expired.
 func (j *Joining) credentials(ctx context.Context) error {
-	path := filepath.Join(j.Dir, pki.CertFile)
-	old, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		j.Progress.Step("asking %s for a certificate", j.Line.Server)
-		got, err := pki.Join(ctx, j.Line.Server, j.Line.Token.String(), j.Node)
-		if err != nil {
-			return err
-		}
-		return got.Store(j.Dir, j.Line.Server, j.Node)
+	cert, err := pki.StoredCertificate(j.Dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return j.ask(ctx)
+	case err != nil:
+		return fmt.Errorf("what an earlier join left in %s cannot be read: %w; remove that directory to join anew", j.Dir, err)
 	}
+	ca, err := os.ReadFile(filepath.Join(j.Dir, pki.CAFile))
 	if err != nil {
-		return fmt.Errorf("cannot read the node's certificate: %w", err)
-	}
-	cert, err := pki.ParseCertificate(old)
-	ca, caErr := os.ReadFile(filepath.Join(j.Dir, pki.CAFile))
-	if err = errors.Join(err, caErr); err != nil {
 		return fmt.Errorf("what an earlier join left in %s cannot be read: %w; remove that directory to join anew", j.Dir, err)
 	}
 	authority, err := pki.ParseCertificate(ca)
-	if err != nil || token.HashCA(authority.Raw) != j.Line.Token.CA || cert.Subject.CommonName != "system:node:"+j.Node || time.Now().After(cert.NotAfter) {
+	if err != nil || token.HashCA(authority.Raw) != j.Line.Token.CA || cert.Subject.CommonName != "system:node:"+j.Node {
 		return fmt.Errorf("%s holds the certificate of %q for another join; remove that directory to join anew", j.Dir, cert.Subject.CommonName)
 	}
+	if time.Now().After(cert.NotAfter) {
+		j.Progress.Step("the certificate of node %s expired on %s", j.Node, cert.NotAfter.Format(time.DateOnly))
+		return j.ask(ctx)
+	}
 	return nil
+}
+
+// ask gets credentials from the server.
+func (j *Joining) ask(ctx context.Context) error {
+	j.Progress.Step("asking %s for a certificate", j.Line.Server)
+	got, err := pki.Join(ctx, j.Line.Server, j.Line.Token.String(), j.Node)
+	if err != nil {
+		return err
+	}
+	return got.Store(j.Dir, j.Line.Server, j.Node)
+}
+
+// put has legiond run the agent.
+func (j *Joining) put(ctx context.Context, host *hostclient.Client) error {
+	group, err := j.group()
+	if err != nil {
+		return err
+	}
+	_, err = host.Put(ctx, group)
+	return err
 }
 
 // group is the agent as a group that legiond keeps and starts at boot.
@@ -131,8 +159,9 @@ TimeoutStartSec=infinity
 	return g, err
 }
 
-// ready waits until the server says that the node is Ready.
-func (j *Joining) ready(ctx context.Context, host *hostclient.Client) error {
+// ready waits until the server says that the node is Ready, and has heard so
+// since.
+func (j *Joining) ready(ctx context.Context, host *hostclient.Client, since time.Time) error {
 	var pems [3][]byte
 	for i, name := range []string{pki.CAFile, pki.CertFile, pki.KeyFile} {
 		data, err := os.ReadFile(filepath.Join(j.Dir, name))
@@ -149,7 +178,9 @@ func (j *Joining) ready(ctx context.Context, host *hostclient.Client) error {
 	path := "/api/v1/nodes?" + url.Values{"fieldSelector": {"metadata.name=" + j.Node}}.Encode()
 	err = follow(ctx, client, path, func(n *node) metadata { return n.Metadata }, func(have map[string]*node) bool {
 		n := have["/"+j.Node]
-		return n != nil && isTrue(n.Status.Conditions, "Ready")
+		return n != nil && slices.ContainsFunc(n.Status.Conditions, func(c condition) bool {
+			return c.Type == "Ready" && c.Status == "True" && !c.LastHeartbeatTime.Before(since)
+		})
 	})
 	if err == nil || ctx.Err() == nil {
 		return err

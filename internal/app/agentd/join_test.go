@@ -2,19 +2,26 @@ package agentd
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 
 	fleets "legion.dev/legion/internal/fleet"
 	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/pki"
 	"legion.dev/legion/internal/service"
 	"legion.dev/legion/internal/token"
 )
@@ -90,4 +97,74 @@ func TestJoin(t *testing.T) {
 		t.Errorf("the agent after a boot: %v", err)
 	}
 	f.pod("web", func(p *v1.Pod) bool { return ready(p) && p.Status.ContainerStatuses[0].RestartCount == 1 })
+	f.comesBack(t, join)
+}
+
+// comesBack: a node whose certificate has expired joins again, as itself, and
+// its pods run on; nobody else does in its place.
+func (f *fleet) comesBack(t *testing.T, join func(line, node string) error) {
+	pod := f.pod("web", ready)
+	pid := f.pid(pod)
+	f.end("legion-server", syscall.SIGTERM)
+	f.expire(t)
+	f.server()
+	if err := join(f.token(), "n2"); err == nil || !strings.Contains(err.Error(), `holds the certificate of "system:node:n1"`) {
+		t.Errorf("another node in its place: %v", err)
+	}
+	if err := join(f.token("--ttl", "1ns"), "n1"); err == nil || !strings.Contains(err.Error(), "ended at") {
+		t.Errorf("with a token that has ended: %v", err)
+	}
+	// An agent that starts without a token says what to do.
+	cmd := exec.CommandContext(f.ctx, os.Args[0], f.agentArgs()...)
+	cmd.Env = append(os.Environ(), programVariable+"=legion-agent")
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "expired on") || !strings.Contains(string(out), "legion join LINE") {
+		t.Errorf("an agent without a token: %v: %s", err, out)
+	}
+	if err := join(f.token(), "n1"); err != nil {
+		t.Fatal(err)
+	}
+	f.create("after", named, "sh", "-c", forever)
+	f.pod("after", ready)
+	if now := f.pod("web", ready); now.UID != pod.UID || now.Status.ContainerStatuses[0].RestartCount != 1 || f.pid(now) != pid {
+		t.Errorf("the pod was touched: process %d, now %d: %+v", pid, f.pid(now), now.Status)
+	}
+	if err := join(f.token(), "n1"); err == nil || !strings.Contains(err.Error(), "this host is a node already") {
+		t.Errorf("once more: %v", err)
+	}
+}
+
+// expire puts a certificate in place of the agent's that is the same but for
+// its end, which was an hour ago.
+func (f *fleet) expire(t *testing.T) {
+	t.Helper()
+	decode := func(path string) []byte {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		block, _ := pem.Decode(text)
+		return block.Bytes
+	}
+	keys := f.path("server/server/pki")
+	ca, err := x509.ParseCertificate(decode(filepath.Join(keys, "ca.crt")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := x509.ParseECPrivateKey(decode(filepath.Join(keys, "ca.key")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(f.path("agent"), pki.CertFile)
+	cert, err := x509.ParseCertificate(decode(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert.NotBefore, cert.NotAfter = time.Now().Add(-25*time.Hour), time.Now().Add(-time.Hour)
+	der, err := x509.CreateCertificate(rand.Reader, cert, ca, cert.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pki.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
