@@ -13,9 +13,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
+
+	"legion.dev/legion/bench/figures"
 )
 
 func main() {
@@ -37,28 +38,12 @@ func main() {
 	}
 }
 
-// series is one figure, taken several times.
-type series struct {
-	name, unit string
-	values     []float64
-}
-
-func (s *series) add(v float64) { s.values = append(s.values, v) }
-
-func (s *series) String() string {
-	if len(s.values) == 0 {
-		return fmt.Sprintf("| %s | not measured | | 0 |", s.name)
-	}
-	v := slices.Sorted(slices.Values(s.values))
-	return fmt.Sprintf("| %s | %.3g %s | %.3g – %.3g | %d |", s.name, v[len(v)/2], s.unit, v[0], v[len(v)-1], len(v))
-}
-
 func measure(ctx context.Context, bin string, rounds int, settle time.Duration) error {
 	bin, err := filepath.Abs(bin)
 	if err != nil {
 		return err
 	}
-	before := load()
+	before := figures.Load()
 	b := newBench(bin)
 	for i := range rounds {
 		log.Printf("round %d of %d", i+1, rounds)
@@ -66,17 +51,8 @@ func measure(ctx context.Context, bin string, rounds int, settle time.Duration) 
 			return err
 		}
 	}
-	fmt.Println("| figure | median | spread | n |\n| --- | --- | --- | --- |")
-	for _, s := range b.all {
-		fmt.Println(s)
-	}
-	fmt.Printf("\nload average before: %s; after: %s\n", before, load())
+	figures.Print(b.all, before)
 	return nil
-}
-
-func load() string {
-	data, _ := os.ReadFile("/proc/loadavg")
-	return strings.Join(strings.Fields(string(data))[:3], " ")
 }
 
 // measureCold builds in a copy of the repository's committed state, with caches
@@ -107,7 +83,7 @@ func measureCold(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("make %s: %w", target, err)
 		}
-		fmt.Printf("make %s from empty caches: %.0f s (load average now %s)\n", target, took.Seconds(), load())
+		fmt.Printf("make %s from empty caches: %.0f s (load average now %s)\n", target, took.Seconds(), figures.Load())
 		if target == "up" {
 			if _, err := run("down"); err != nil {
 				return err

@@ -20,22 +20,25 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/kubectl/pkg/util/podutils"
+
+	"legion.dev/legion/bench/figures"
 )
 
 type bench struct {
 	bin string
-	all []*series
+	all []*figures.Series
 
-	serverReady, serverEmpty                                    *series
-	up, again, down                                             *series
-	serverRSS, agentRSS, hostRSS, rootRSS                       *series
-	addReady, addRunning, readyToRunning, addCovered, nodesGone *series
+	serverReady, serverEmpty                                    *figures.Series
+	up, again, down                                             *figures.Series
+	serverRSS, agentRSS, hostRSS, rootRSS                       *figures.Series
+	addReady, addRunning, readyToRunning, addCovered, nodesGone *figures.Series
 }
 
 func newBench(bin string) *bench {
 	b := &bench{bin: bin}
-	s := func(name, unit string) *series {
-		one := &series{name: name, unit: unit}
+	s := func(name, unit string) *figures.Series {
+		one := &figures.Series{Name: name, Unit: unit}
 		b.all = append(b.all, one)
 		return one
 	}
@@ -85,12 +88,12 @@ func run(cmd *exec.Cmd) error {
 	return nil
 }
 
-func timed(s *series, f func() error) error {
+func timed(s *figures.Series, f func() error) error {
 	begin := time.Now()
 	if err := f(); err != nil {
 		return err
 	}
-	s.add(time.Since(begin).Seconds())
+	s.Add(time.Since(begin).Seconds())
 	return nil
 }
 
@@ -129,10 +132,10 @@ func (b *bench) server(ctx context.Context, settle time.Duration) error {
 			break
 		}
 	}
-	b.serverReady.add(time.Since(begin).Seconds())
+	b.serverReady.Add(time.Since(begin).Seconds())
 	time.Sleep(settle)
 	mb, err := rss(cmd.Process.Pid)
-	b.serverEmpty.add(mb)
+	b.serverEmpty.Add(mb)
 	return err
 }
 
@@ -146,7 +149,7 @@ func (b *bench) fleet(ctx context.Context, dir string, settle time.Duration) err
 	}
 	time.Sleep(settle)
 	for _, of := range []struct {
-		s    *series
+		s    *figures.Series
 		argv []string
 	}{
 		{b.serverRSS, []string{"legion-server", "--dir", dir}},
@@ -158,7 +161,7 @@ func (b *bench) fleet(ctx context.Context, dir string, settle time.Duration) err
 		if err != nil {
 			return err
 		}
-		of.s.add(mb)
+		of.s.Add(mb)
 	}
 	if err := b.join(ctx, dir, legion); err != nil {
 		return err
@@ -211,7 +214,7 @@ func (b *bench) join(ctx context.Context, dir, legion string) error {
 			if p.Status.Phase == corev1.PodRunning {
 				running[p.Name] = true
 			}
-			if podReady(p) {
+			if podutils.IsPodReady(p) {
 				ready[p.Name] = true
 			}
 			if len(running) == 3 && runningAt.IsZero() {
@@ -222,25 +225,16 @@ func (b *bench) join(ctx context.Context, dir, legion string) error {
 			}
 		}
 	}
-	b.addReady.add(readyAt.Sub(begin).Seconds())
-	b.addRunning.add(runningAt.Sub(begin).Seconds())
-	b.readyToRunning.add(max(0, runningAt.Sub(readyAt).Seconds()))
-	b.addCovered.add(coveredAt.Sub(begin).Seconds())
+	b.addReady.Add(readyAt.Sub(begin).Seconds())
+	b.addRunning.Add(runningAt.Sub(begin).Seconds())
+	b.readyToRunning.Add(max(0, runningAt.Sub(readyAt).Seconds()))
+	b.addCovered.Add(coveredAt.Sub(begin).Seconds())
 	return <-added
 }
 
 func nodeReady(n *corev1.Node) bool {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
-}
-
-func podReady(p *corev1.Pod) bool {
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
 			return c.Status == corev1.ConditionTrue
 		}
 	}

@@ -15,9 +15,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
+
+	"legion.dev/legion/bench/figures"
 )
 
 func main() {
@@ -44,24 +45,8 @@ type options struct {
 	settle, idle           time.Duration
 }
 
-// series is one figure, taken several times.
-type series struct {
-	name, target, unit string
-	values             []float64
-}
-
-func (s *series) add(v float64) { s.values = append(s.values, v) }
-
-func (s *series) String() string {
-	if len(s.values) == 0 {
-		return fmt.Sprintf("| %s | %s | not measured | | 0 |", s.name, s.target)
-	}
-	v := slices.Sorted(slices.Values(s.values))
-	return fmt.Sprintf("| %s | %s | %.3g %s | %.3g – %.3g | %d |", s.name, s.target, v[len(v)/2], s.unit, v[0], v[len(v)-1], len(v))
-}
-
 func measure(ctx context.Context, o options) error {
-	before := load()
+	before := figures.Load()
 	dir, err := os.MkdirTemp("", "legion-bench-")
 	if err != nil {
 		return err
@@ -78,17 +63,8 @@ func measure(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("| figure | target | median | spread | n |\n| --- | --- | --- | --- | --- |")
-	for _, s := range all {
-		fmt.Println(s)
-	}
-	fmt.Printf("\nload average before: %s; after: %s\n", before, load())
+	figures.Print(all, before)
 	return nil
-}
-
-func load() string {
-	data, _ := os.ReadFile("/proc/loadavg")
-	return strings.Join(strings.Fields(string(data))[:3], " ")
 }
 
 func run(cmd *exec.Cmd) error {

@@ -20,7 +20,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	watchtools "k8s.io/client-go/tools/watch"
+	"k8s.io/kubectl/pkg/util/podutils"
 
+	"legion.dev/legion/bench/figures"
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/hostclient"
 )
@@ -36,7 +38,7 @@ type node struct {
 	host *hostclient.Client
 }
 
-func measureNode(ctx context.Context, o options, dir string) ([]*series, error) {
+func measureNode(ctx context.Context, o options, dir string) ([]*figures.Series, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(dir, "admin.kubeconfig"))
 	if err != nil {
 		return nil, err
@@ -46,13 +48,13 @@ func measureNode(ctx context.Context, o options, dir string) ([]*series, error) 
 	if n.api, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, err
 	}
-	process, ready := &series{name: "pod added → host process running", target: "100 ms", unit: "ms"}, &series{name: "pod added → Ready in the API", unit: "ms"}
-	container, containerReady := &series{name: "pod of an unpacked image added → the container's process says its first word", target: "400 ms", unit: "ms"}, &series{name: "pod of an unpacked image added → Ready in the API", unit: "ms"}
-	many := &series{name: fmt.Sprintf("%d pods added → all running", o.together), target: "5 s", unit: "s"}
-	manyReady := &series{name: fmt.Sprintf("%d pods added → all Ready in the API", o.together), unit: "s"}
-	rss := &series{name: "`legion-agent` RSS, 10 pods, idle", target: "30 MB", unit: "MB"}
-	cpu := &series{name: "`legion-agent`, 10 pods, idle: of one processor", target: "1 %", unit: "%"}
-	all := []*series{process, ready, container, containerReady, many, manyReady, rss, cpu}
+	process, ready := &figures.Series{Name: "pod added → host process running", Target: "100 ms", Unit: "ms"}, &figures.Series{Name: "pod added → Ready in the API", Unit: "ms"}
+	container, containerReady := &figures.Series{Name: "pod of an unpacked image added → the container's process says its first word", Target: "400 ms", Unit: "ms"}, &figures.Series{Name: "pod of an unpacked image added → Ready in the API", Unit: "ms"}
+	many := &figures.Series{Name: fmt.Sprintf("%d pods added → all running", o.together), Target: "5 s", Unit: "s"}
+	manyReady := &figures.Series{Name: fmt.Sprintf("%d pods added → all Ready in the API", o.together), Unit: "s"}
+	rss := &figures.Series{Name: "`legion-agent` RSS, 10 pods, idle", Target: "30 MB", Unit: "MB"}
+	cpu := &figures.Series{Name: "`legion-agent`, 10 pods, idle: of one processor", Target: "1 %", Unit: "%"}
+	all := []*figures.Series{process, ready, container, containerReady, many, manyReady, rss, cpu}
 
 	log.Printf("%d host processes, one after the other", o.rounds)
 	if err := n.oneByOne(ctx, n.hostPod, process, ready); err != nil {
@@ -72,8 +74,8 @@ func measureNode(ctx context.Context, o options, dir string) ([]*series, error) 
 		if err != nil {
 			return nil, err
 		}
-		many.add(running.Seconds())
-		manyReady.add(ready.Seconds())
+		many.Add(running.Seconds())
+		manyReady.Add(ready.Seconds())
 	}
 	if err := n.idleAgent(ctx, rss, cpu); err != nil {
 		return nil, err
@@ -83,15 +85,15 @@ func measureNode(ctx context.Context, o options, dir string) ([]*series, error) 
 
 // oneByOne starts pods that are new to the node. The first warms up what is
 // started once, and is not counted.
-func (n *node) oneByOne(ctx context.Context, pod func(string) *corev1.Pod, process, readied *series) error {
+func (n *node) oneByOne(ctx context.Context, pod func(string) *corev1.Pod, process, readied *figures.Series) error {
 	for i := range n.rounds + 1 {
 		running, ready, err := n.start(ctx, 1, pod)
 		if err != nil {
 			return err
 		}
 		if i > 0 {
-			process.add(float64(running.Microseconds()) / 1000)
-			readied.add(float64(ready.Microseconds()) / 1000)
+			process.Add(float64(running.Microseconds()) / 1000)
+			readied.Add(float64(ready.Microseconds()) / 1000)
 		}
 	}
 	return nil
@@ -124,7 +126,7 @@ func (n *node) start(ctx context.Context, count int, pod func(string) *corev1.Po
 	go func() { created <- n.create(ctx, count, pod) }()
 	uids := map[string]bool{}
 	if err := follow(ctx, w, func(p *corev1.Pod, gone bool) bool {
-		if !gone && isReady(p) {
+		if !gone && podutils.IsPodReady(p) {
 			uids["pod-"+string(p.UID)] = true
 		}
 		return len(uids) == count
@@ -223,15 +225,6 @@ func follow(ctx context.Context, w watch.Interface, done func(p *corev1.Pod, gon
 	}
 }
 
-func isReady(p *corev1.Pod) bool {
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
-}
-
 func (n *node) hostPod(name string) *corev1.Pod {
 	class, no, grace := "host", false, int64(1)
 	return &corev1.Pod{
@@ -252,7 +245,7 @@ func (n *node) imagePod(name, image string) *corev1.Pod {
 }
 
 // idleAgent takes what the agent needs while ten pods run and nothing happens.
-func (n *node) idleAgent(ctx context.Context, rss, cpu *series) error {
+func (n *node) idleAgent(ctx context.Context, rss, cpu *figures.Series) error {
 	if err := n.create(ctx, 10, n.hostPod); err != nil {
 		return err
 	}
@@ -266,14 +259,14 @@ func (n *node) idleAgent(ctx context.Context, rss, cpu *series) error {
 	if err != nil {
 		return err
 	}
-	rss.add(mb)
+	rss.Add(mb)
 	before, err := busy(pid)
 	if err != nil {
 		return err
 	}
 	time.Sleep(n.idle)
 	after, err := busy(pid)
-	cpu.add(100 * (after - before).Seconds() / n.idle.Seconds())
+	cpu.Add(100 * (after - before).Seconds() / n.idle.Seconds())
 	return err
 }
 

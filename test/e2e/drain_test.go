@@ -14,6 +14,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/kubectl/pkg/util/podutils"
 )
 
 // hostPod is a manifest of a pod that nobody looks after, on a node.
@@ -126,7 +127,7 @@ func TestDrainWaitsForBudget(t *testing.T) {
 		}
 		refused = true
 		f.untilPods(t, "web", time.Second, "web-1 is still there", func(pods map[string]*corev1.Pod) bool {
-			return pods["web-1"] != nil && pods["web-1"].DeletionTimestamp == nil && ready(pods["web-1"])
+			return pods["web-1"] != nil && pods["web-1"].DeletionTimestamp == nil && podutils.IsPodReady(pods["web-1"])
 		})
 		f.apply(t, hostPod("web-3", "web", "n3", "sleep", "86442"))
 	}
@@ -134,10 +135,10 @@ func TestDrainWaitsForBudget(t *testing.T) {
 		t.Fatalf("drain: refused %t, %v:\n%s", refused, err, strings.Join(said, "\n"))
 	}
 	f.untilBudget(t, "web", "two are left", allows(2, 2, 0))
-	if pods := f.pods(t, "web"); len(pods) != 2 || !ready(new(pods["n2"])) || !ready(new(pods["n3"])) {
+	if pods := f.pods(t, "web"); len(pods) != 2 || !podutils.IsPodReady(new(pods["n2"])) || !podutils.IsPodReady(new(pods["n3"])) {
 		t.Errorf("after the drain: %v", pods)
 	}
-	if pod := f.pods(t, "stays")["n1"]; !ready(&pod) {
+	if pod := f.pods(t, "stays")["n1"]; !podutils.IsPodReady(&pod) {
 		t.Errorf("the DaemonSet's pod did not stay: %v", pod.Status)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/kubectl/pkg/util/podutils"
 
 	"legion.dev/legion/internal/hostapi"
 )
@@ -58,7 +59,7 @@ func TestProgramsDieAndDaemonsLive(t *testing.T) {
 			f.killUnit(t, unit)
 			f.untilPods(t, "steady", 30*time.Second, "all pods ready", func(pods map[string]*corev1.Pod) bool {
 				for _, p := range pods {
-					if !ready(p) {
+					if !podutils.IsPodReady(p) {
 						return false
 					}
 				}
@@ -81,7 +82,7 @@ func TestProgramsDieAndDaemonsLive(t *testing.T) {
 		kill9(t, want["n1"])
 		f.untilPods(t, "steady", 10*time.Second, "one restart on n1", func(pods map[string]*corev1.Pod) bool {
 			p := pods[pod.Name]
-			return p != nil && p.Status.ContainerStatuses[0].RestartCount == 1 && ready(p)
+			return p != nil && p.Status.ContainerStatuses[0].RestartCount == 1 && podutils.IsPodReady(p)
 		})
 		if all := pidsOf(argv...); len(all) != 3 {
 			t.Errorf("processes %v, want three", all)
@@ -118,7 +119,7 @@ func TestNodeRebootsWithoutServer(t *testing.T) {
 	mustRun(t, time.Minute, "legion", "start", h, "legion-agent-n3.service", "legion-server.service")
 	f.untilPods(t, "reboot", 60*time.Second, "the same pods, ready", func(pods map[string]*corev1.Pod) bool {
 		for _, p := range pods {
-			if !ready(p) || p.UID != before[p.Spec.NodeName].UID {
+			if !podutils.IsPodReady(p) || p.UID != before[p.Spec.NodeName].UID {
 				return false
 			}
 		}

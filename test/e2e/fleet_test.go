@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/kubectl/pkg/util/podutils"
 
 	"legion.dev/legion/internal/hostapi"
 )
@@ -71,7 +72,7 @@ func TestCrashedDaemonRunsAgainAtOnce(t *testing.T) {
 	}
 	f.untilPods(t, "crash", 5*time.Second, "restart count 1", func(pods map[string]*corev1.Pod) bool {
 		p := pods[pod.Name]
-		return p != nil && len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].RestartCount == 1 && ready(p)
+		return p != nil && len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].RestartCount == 1 && podutils.IsPodReady(p)
 	})
 	out := f.kubectl(t, "get", "pod", pod.Name, "--no-headers")
 	if fields := strings.Fields(out); len(fields) < 4 || fields[3] != "1" {
@@ -107,7 +108,7 @@ func TestNodesComeAndGo(t *testing.T) {
 	}()
 	covered := f.untilPods(t, "cover", 30*time.Second, "a ready pod on n4", func(pods map[string]*corev1.Pod) bool {
 		for _, p := range pods {
-			if p.Spec.NodeName == "n4" && ready(p) {
+			if p.Spec.NodeName == "n4" && podutils.IsPodReady(p) {
 				return true
 			}
 		}
@@ -146,7 +147,7 @@ func (f *fleet) onNodes(t *testing.T, app string, want ...string) {
 	f.untilPods(t, app, 20*time.Second, fmt.Sprintf("%s on exactly %v", app, want), func(pods map[string]*corev1.Pod) bool {
 		on := map[string]bool{}
 		for _, p := range pods {
-			if p.DeletionTimestamp != nil || !ready(p) {
+			if p.DeletionTimestamp != nil || !podutils.IsPodReady(p) {
 				return false
 			}
 			on[p.Spec.NodeName] = true

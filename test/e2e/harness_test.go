@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	watchtools "k8s.io/client-go/tools/watch"
+	"k8s.io/kubectl/pkg/util/podutils"
 
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/hostclient"
@@ -294,21 +295,12 @@ func (f *fleet) untilPods(t *testing.T, app string, timeout time.Duration, what 
 func describe(pods map[string]*corev1.Pod) string {
 	var b strings.Builder
 	for _, p := range pods {
-		fmt.Fprintf(&b, "\n  %s on %s: %s ready=%v deleting=%v", p.Name, p.Spec.NodeName, p.Status.Phase, ready(p), p.DeletionTimestamp != nil)
+		fmt.Fprintf(&b, "\n  %s on %s: %s ready=%v deleting=%v", p.Name, p.Spec.NodeName, p.Status.Phase, podutils.IsPodReady(p), p.DeletionTimestamp != nil)
 		for _, c := range p.Status.ContainerStatuses {
 			fmt.Fprintf(&b, " restarts=%d %+v", c.RestartCount, c.State)
 		}
 	}
 	return b.String()
-}
-
-func ready(p *corev1.Pod) bool {
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
 }
 
 func nodeReady(n *corev1.Node) bool {

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/kubectl/pkg/util/podutils"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -50,7 +51,7 @@ func (f *fleet) budget(t *testing.T, app string, nodes []string) (stop func() (w
 			r.events++
 			up := map[string]bool{}
 			for _, p := range pods {
-				if p.DeletionTimestamp == nil && ready(p) {
+				if p.DeletionTimestamp == nil && podutils.IsPodReady(p) {
 					up[p.Spec.NodeName] = true
 				}
 			}

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/kubectl/pkg/util/podutils"
 
 	legionfleet "legion.dev/legion/internal/fleet"
 	"legion.dev/legion/internal/hostapi"
@@ -321,7 +322,7 @@ func (r *rounds) settled(expected expectations) {
 	r.view.until(patience, func(pods map[string]*corev1.Pod) string {
 		clear(now)
 		for _, p := range pods {
-			if _, twice := now[p.Spec.NodeName]; twice || p.DeletionTimestamp != nil || !ready(p) || p.Labels["rev"] != strconv.Itoa(r.rev) {
+			if _, twice := now[p.Spec.NodeName]; twice || p.DeletionTimestamp != nil || !podutils.IsPodReady(p) || p.Labels["rev"] != strconv.Itoa(r.rev) {
 				return "pods are still to come or to go"
 			}
 			d := daemon{pod: string(p.UID), restarts: p.Status.ContainerStatuses[0].RestartCount}

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/kubectl/pkg/util/podutils"
 
 	"legion.dev/legion/internal/app/hostd"
 	"legion.dev/legion/internal/app/serverd"
@@ -242,17 +243,7 @@ func await[T any](t testing.TB, w watch.Interface, err error, cond func(*T) bool
 	}
 }
 
-func ready(p *v1.Pod) bool {
-	if p == nil {
-		return false
-	}
-	for _, c := range p.Status.Conditions {
-		if c.Type == v1.PodReady {
-			return c.Status == v1.ConditionTrue
-		}
-	}
-	return false
-}
+func ready(p *v1.Pod) bool { return p != nil && podutils.IsPodReady(p) }
 
 // create makes a pod of one container for the node.
 func (f *fleet) create(name string, change func(*v1.Pod), command ...string) *v1.Pod {

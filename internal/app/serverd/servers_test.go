@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
+	"k8s.io/kubectl/pkg/util/podutils"
 
 	"legion.dev/legion/internal/apiserver"
 	"legion.dev/legion/internal/pki"
@@ -344,7 +345,7 @@ func (b *budget) take(kind string, pod *corev1.Pod, nodes int) (twice string) {
 			twice = p.Spec.NodeName
 		}
 		on[p.Spec.NodeName] = true
-		if p.DeletionTimestamp == nil && podReady(p) {
+		if p.DeletionTimestamp == nil && podutils.IsPodReady(p) {
 			up++
 		}
 	}
@@ -356,21 +357,12 @@ func (b *budget) take(kind string, pod *corev1.Pod, nodes int) (twice string) {
 	return twice
 }
 
-func podReady(p *corev1.Pod) bool {
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
-}
-
 // updated counts the pods of the second image that are ready.
 func (b *budget) updated() (n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, p := range b.pods {
-		if p.Spec.Containers[0].Image == "example.org/exporter:2" && podReady(p) {
+		if p.Spec.Containers[0].Image == "example.org/exporter:2" && podutils.IsPodReady(p) {
 			n++
 		}
 	}
