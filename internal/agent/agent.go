@@ -173,7 +173,10 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 		api:  api, log: log, read: read,
 		hostState: make(chan error), registered: make(chan struct{}),
 	}
-	k := &kubelet{host: host, ip: o.NodeIP, log: log, find: p.find, again: p.again, list: p.list, now: time.Now, stats: (&sampler{node: o.Node, read: p.counters}).Summary}
+	k := &kubelet{host: host, ip: o.NodeIP, log: log, find: p.find, again: p.again, list: p.list, now: time.Now, stats: (&sampler{node: o.Node, read: p.counters}).Summary, life: ctx}
+	if store != nil {
+		k.images = store
+	}
 	reached, err := reach(o, config, k.handler(), log)
 	if err != nil {
 		return err

@@ -20,6 +20,7 @@ import (
 
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/podspec"
+	"legion.dev/legion/internal/prefetch"
 	"legion.dev/legion/internal/service"
 	"legion.dev/legion/internal/vitals"
 )
@@ -62,6 +63,10 @@ type kubelet struct {
 	// stats tells what the node and its containers use.
 	stats func(ctx context.Context) (*statsapi.Summary, error)
 	now   func() time.Time
+	// images is nil where the node runs none; life is how long one is got for
+	// that nobody waits for.
+	images images
+	life   context.Context
 }
 
 func (k *kubelet) handler() http.Handler {
@@ -86,6 +91,7 @@ func (k *kubelet) handler() http.Handler {
 	mux.HandleFunc("GET /runningpods/", pods)
 	mux.HandleFunc("GET /stats/summary", k.serveSummary)
 	mux.HandleFunc("GET /metrics/resource", k.serveResourceMetrics)
+	mux.HandleFunc("POST /"+prefetch.Path, k.servePrefetch)
 	// By GET too: browsers open WebSockets so.
 	mux.HandleFunc("/exec/{namespace}/{pod}/{container}", k.serveExec)
 	mux.HandleFunc("/attach/{namespace}/{pod}/{container}", k.serveAttach)

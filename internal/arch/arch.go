@@ -25,6 +25,7 @@ var Rings = map[string]int{
 	"internal/daemonset": 1,
 	"internal/placement": 1,
 	"internal/token":     1,
+	"internal/prefetch":  1,
 
 	"internal/runner":     2,
 	"internal/sandbox":    2,

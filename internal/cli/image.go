@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -22,7 +23,7 @@ func imageCommand(s *session) *cobra.Command {
 	c := &cobra.Command{Use: "image", Short: "List, pull, import and remove the images that pods of this host are run from", Args: noArgs}
 	c.PersistentFlags().StringVar(&dir, "dir", "", "the image store (default $LEGION_DIR/images, then /var/lib/legion/images)")
 	open := func() (*image.Store, error) { return s.images(dir) }
-	c.AddCommand(imageListCommand(s, open), imagePullCommand(s, open), imageImportCommand(s, open), imagePrefetchCommand(s, open), imagePruneCommand(s, open))
+	c.AddCommand(imageListCommand(s, open), imagePullCommand(s, open), imageImportCommand(s, open), imagePrefetchCommand(s), imagePruneCommand(s, open))
 	return c
 }
 
@@ -73,25 +74,66 @@ func imageListCommand(s *session, open func() (*image.Store, error)) *cobra.Comm
 }
 
 func imagePullCommand(s *session, open func() (*image.Store, error)) *cobra.Command {
-	return &cobra.Command{
-		Use: "pull IMAGE…", Short: "Get images from their registries, with the logins of the docker config", Args: someImages,
-		RunE: func(c *cobra.Command, args []string) error {
+	var files []string
+	c := &cobra.Command{
+		Use: "pull [-f FILE]… [IMAGE…]", Short: "Get images from their registries, with the logins of the docker config",
+		Long: "Get images from their registries, with the logins of the docker config: those named, and those\n" +
+			"of every container in the manifests of -f (- is standard input). One that cannot be had keeps\n" +
+			"none of the others back. Exit status: 0 all are here, 1 one is not.",
+		RunE: func(c *cobra.Command, names []string) error {
+			for _, file := range files {
+				more, err := s.imagesOfManifest(file)
+				if err != nil {
+					return fmt.Errorf("%s: %w", file, err)
+				}
+				names = append(names, more...)
+			}
+			if err := someImages(c, names); err != nil {
+				return err
+			}
 			store, err := open()
 			if err != nil {
 				return err
 			}
-			for _, name := range args {
-				logins, err := image.UserLogins(name)
-				if err != nil {
-					return err
-				}
-				img, err := store.Pull(c.Context(), name, logins)
-				if err != nil {
-					return err
-				}
-				fmt.Fprintf(s.Out, "%s %s\n", name, shortID(img.ID))
-			}
-			return nil
+			slices.Sort(names)
+			return s.pull(c.Context(), store, slices.Compact(names))
+		},
+	}
+	c.Flags().StringArrayVarP(&files, "filename", "f", nil, "a `file` of manifests")
+	return c
+}
+
+func (s *session) pull(ctx context.Context, store *image.Store, names []string) error {
+	failed := false
+	for _, name := range names {
+		logins, err := image.UserLogins(name)
+		var img *image.Image
+		if err == nil {
+			img, err = store.Pull(ctx, name, logins)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			failed = true
+			fmt.Fprintln(s.Err, s.paint(red, "error: ")+err.Error())
+			continue
+		}
+		fmt.Fprintf(s.Out, "%s %s\n", name, shortID(img.ID))
+	}
+	if failed {
+		return &Exit{Status: exitFailure}
+	}
+	return nil
+}
+
+func imagePrefetchCommand(s *session) *cobra.Command {
+	return &cobra.Command{
+		Use:                "prefetch [--dir DIR] IMAGE… | ds/NAME… | -f FILE",
+		Short:              "Have the nodes of the fleet get images ahead of a rollout",
+		DisableFlagParsing: true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			return runServer(s, "image", append([]string{"prefetch"}, args...))
 		},
 	}
 }

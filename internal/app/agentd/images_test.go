@@ -180,6 +180,7 @@ func TestImages(t *testing.T) {
 	f.sub("ends", func(t *testing.T) { f.containerEnds(t, at) })
 	f.sub("exec", func(t *testing.T) { f.containerExec(t, at) })
 	f.sub("pulls", func(t *testing.T) { f.badImages(t, host, at) })
+	f.sub("prefetch", func(t *testing.T) { f.prefetches(t, host) })
 	f.sub("nothing is left", func(t *testing.T) { f.nothingLeft(t) })
 }
 

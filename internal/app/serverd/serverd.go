@@ -105,7 +105,7 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 	flags.DurationVar(&own.NodeGrace, "node-grace", 40*time.Second, "how long a node may be silent before it counts as gone")
 	flags.BoolVar(&daemonSets, "daemonset-controller", true, "carry DaemonSets out; false leaves them to a controller elsewhere (legion-server controller)")
 	flags.BoolVar(&config.Profiling, "profiling", false, "serve profiles at /debug/pprof to administrators")
-	root.AddCommand(tokenCommand(), planCommand(), rolloutCommand(), controllerCommand(stderr), kubectlHelp())
+	root.AddCommand(tokenCommand(), planCommand(), rolloutCommand(), imageCommand(), controllerCommand(stderr), kubectlHelp())
 	root.CompletionOptions.DisableDefaultCmd = true
 	return root
 }
