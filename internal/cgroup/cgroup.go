@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,10 +41,10 @@ type Tree struct {
 	empty   chan string
 	watch   *watcher             // V2
 	ids     map[uint64]string    // V2: paths by the inode of their directory
-	clean   map[string]bool      // V2: made by this Tree, and never killed since
+	made    map[string]bool      // V2: what Create has returned; true: made by it, and never killed since
 	limited bool                 // V2: Limit was called
 	tracked map[string][]tracked // None
-	awaited map[string]bool      // None: paths whose end somebody waits for
+	awaited map[string]bool      // paths whose end somebody waits for, with no watch
 	marks   map[int]seen         // None
 	closed  chan struct{}
 }
@@ -68,7 +69,7 @@ func Open(root string) (*Tree, error) {
 	if err != nil {
 		return Without("cannot watch cgroups: " + err.Error()), nil
 	}
-	t := &Tree{root: root, shown: asProcShows(root), watch: w, clean: make(map[string]bool), ids: make(map[uint64]string), empty: make(chan string, 64), closed: make(chan struct{})}
+	t := &Tree{root: root, shown: asProcShows(root), watch: w, made: make(map[string]bool), ids: make(map[uint64]string), awaited: make(map[string]bool), empty: make(chan string, 64), closed: make(chan struct{})}
 	go t.forward()
 	return t, nil
 }
@@ -198,7 +199,7 @@ func escape(name string) string {
 }
 
 // Create makes the cgroup of a path and returns its directory, empty in mode
-// None. Empty will tell when it runs out of processes.
+// None.
 //
 // A cgroup that is there and has no process is made anew: since 6.14 Linux also
 // kills each process that is born into a cgroup (clone3 with
@@ -215,15 +216,12 @@ func (t *Tree) Create(path string) (string, error) {
 		return dir, nil
 	}
 	made, err := makeDir(dir)
-	if err == nil && !made && !populated(dir) && !t.watch.below(path) && t.Remove(path) == nil {
+	if err == nil && !made && !populated(dir) && !t.inUse(path) && t.Remove(path) == nil {
 		// Where that fails, somebody has just come into it: it is in use.
 		made, err = makeDir(dir)
 	}
 	if err != nil {
 		return "", fmt.Errorf("cannot make cgroup: %w", err)
-	}
-	if err := t.watch.add(path, dir); err != nil {
-		return "", fmt.Errorf("cannot watch cgroup %s: %w", dir, err)
 	}
 	var st unix.Stat_t
 	t.mu.Lock()
@@ -234,9 +232,7 @@ func (t *Tree) Create(path string) (string, error) {
 		}
 		t.ids[st.Ino] = path
 	}
-	if made {
-		t.clean[path] = true
-	}
+	t.made[path] = made || t.made[path]
 	return dir, nil
 }
 
@@ -269,25 +265,33 @@ func (t *Tree) ByID(id uint64) (string, bool) {
 func (t *Tree) isClean(path string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.clean[path]
+	return t.made[path]
 }
 
-// spoil notes that a path and all below it were killed or removed.
-func (t *Tree) spoil(path string) {
+// spoil notes that a path and all below it were killed, or removed.
+func (t *Tree) spoil(path string, removed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for p := range t.clean {
+	for p := range t.made {
 		if p == path || path == "." || strings.HasPrefix(p, path+"/") {
-			delete(t.clean, p)
+			t.made[p] = false
+			if removed {
+				delete(t.made, p)
+			}
 		}
 	}
 }
 
-// Watch makes Empty tell of a cgroup that is already there, for a service that
-// is adopted.
-func (t *Tree) Watch(path string) error {
-	_, err := t.Create(path)
-	return err
+// inUse says whether somebody has been given a cgroup inside of the path's.
+func (t *Tree) inUse(path string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for p := range t.made {
+		if strings.HasPrefix(p, path+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // Pids lists the processes of a path and of all below it. A path that does not
@@ -329,12 +333,50 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// Populated says whether any process is left in a path or below it.
+// Populated says whether any process is left in a path or below it. Where one
+// is, Empty will tell when there is none any more.
 func (t *Tree) Populated(path string) bool {
 	if t.root == "" {
 		return len(t.members(path)) > 0
 	}
-	return populated(t.Dir(path))
+	dir := t.Dir(path)
+	if !populated(dir) {
+		return false
+	}
+	// Not before: as a rule a service is one process, of whose end legiond hears
+	// at once, and then needs no watch.
+	added, err := t.watch.add(path, dir)
+	if err != nil {
+		t.outliveAll(path, dir)
+	}
+	return !added || populated(dir)
+}
+
+// outliveAll is for a kernel that gives no watch (fs.inotify.max_user_watches).
+func (t *Tree) outliveAll(path, dir string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.awaited[path] {
+		return
+	}
+	t.awaited[path] = true
+	go func() {
+		for populated(dir) {
+			pids, _ := t.Pids(path)
+			for _, pid := range pids {
+				t.outlive(pid)
+			}
+			select {
+			case <-t.closed:
+				return
+			case <-time.After(10 * time.Millisecond): // for those that are not listed, as of another PID namespace
+			}
+		}
+		t.mu.Lock()
+		delete(t.awaited, path)
+		t.mu.Unlock()
+		t.tell(path)
+	}()
 }
 
 // populated asks the kernel with three system calls: it lies on the way from the
@@ -394,7 +436,7 @@ func (t *Tree) Signal(path string, sig syscall.Signal, except ...int) (int, erro
 // Kill kills every process of a path at once.
 func (t *Tree) Kill(path string) error {
 	if t.root != "" {
-		t.spoil(path)
+		t.spoil(path, false)
 		err := os.WriteFile(filepath.Join(t.Dir(path), "cgroup.kill"), []byte("1"), 0)
 		if err == nil || ignoreGone(err) == nil && !t.exists(path) {
 			return nil
@@ -423,7 +465,7 @@ func (t *Tree) Remove(path string) error {
 		return fmt.Errorf("cannot remove cgroup %q: not a relative path", path)
 	}
 	t.watch.remove(path)
-	t.spoil(path)
+	t.spoil(path, true)
 	t.unlimit(path)
 	var dirs []string
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {

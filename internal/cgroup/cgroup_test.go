@@ -135,6 +135,9 @@ func TestLifeOfACgroup(t *testing.T) {
 	if p, ok := tree.Of(pid, []string{"pod-1", "pod-1/main", "pod-2"}); !ok || p != "pod-1/main" {
 		t.Errorf("process %d is of %q, %v", pid, p, ok)
 	}
+	if !tree.Populated("pod-1") {
+		t.Error("not populated")
+	}
 	if n, err := tree.Signal("pod-1", syscall.SIGTERM, pid); n != 2 || err != nil {
 		t.Errorf("signalled %d, %v", n, err)
 	}
@@ -176,6 +179,9 @@ func TestKill(t *testing.T) {
 	if pids, err := tree.Pids("cgroup.service"); err != nil || !slices.Contains(pids, pid) {
 		t.Errorf("after a kill, %d is not among %v, %v", pid, pids, err)
 	}
+	if !tree.Populated("cgroup.service") {
+		t.Error("after a kill, it is not populated")
+	}
 	if err := tree.Kill("cgroup.service"); err != nil {
 		t.Fatal(err)
 	}
@@ -183,6 +189,28 @@ func TestKill(t *testing.T) {
 	if err := tree.Kill("nosuch.service"); err != nil {
 		t.Errorf("killing nothing: %v", err)
 	}
+}
+
+// TestNoWatch: the kernel bounds how many watches there are.
+func TestNoWatch(t *testing.T) {
+	tree := open(t)
+	dir, err := tree.Create("a.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready, reached := fifo(t)
+	spawn(t, dir, "(sleep 1000 & ) ; echo >"+ready+"; sleep 1000")
+	reached()
+	tree.watch.close()
+	for range 2 {
+		if !tree.Populated("a.service") {
+			t.Error("not populated")
+		}
+	}
+	if err := tree.Kill("a.service"); err != nil {
+		t.Fatal(err)
+	}
+	waitEmpty(t, tree, "a.service")
 }
 
 func TestWithoutCgroup(t *testing.T) {

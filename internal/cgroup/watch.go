@@ -3,7 +3,6 @@ package cgroup
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"unsafe"
 
@@ -31,17 +30,21 @@ func newWatcher() (*watcher, error) {
 	}, nil
 }
 
-func (w *watcher) add(path, dir string) error {
+// add watches the cgroup of a path; false if it was watched before.
+func (w *watcher) add(path, dir string) (bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if _, ok := w.wds[path]; ok {
+		return false, nil
+	}
 	wd, err := w.control(func(fd int) (int, error) {
 		return unix.InotifyAddWatch(fd, filepath.Join(dir, "cgroup.events"), unix.IN_MODIFY)
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	w.paths[int32(wd)], w.wds[path], w.dirs[path] = path, int32(wd), dir
-	return nil
+	return true, nil
 }
 
 func (w *watcher) remove(path string) {
@@ -55,18 +58,6 @@ func (w *watcher) remove(path string) {
 	delete(w.paths, wd)
 	delete(w.wds, path)
 	delete(w.dirs, path)
-}
-
-// below says whether a cgroup inside of the path's is watched.
-func (w *watcher) below(path string) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for p := range w.wds {
-		if strings.HasPrefix(p, path+"/") {
-			return true
-		}
-	}
-	return false
 }
 
 // control runs f on the descriptor without taking it out of the poller.

@@ -248,10 +248,8 @@ func (h *Host) adopt(u *unit) {
 	for _, e := range machine.Resume(u.config(), u.in, now) {
 		h.carryOut(u, e, now)
 	}
-	if u.in.Main == nil && u.in.Control == nil && u.in.State.Alive() {
-		if pids, err := h.o.Cgroups.Pids(u.cgroup); err == nil && len(pids) == 0 {
-			h.step(u, machine.Event{Kind: machine.Emptied})
-		}
+	if u.in.Main == nil && u.in.Control == nil && u.in.State.Alive() && !h.o.Cgroups.Populated(u.cgroup) {
+		h.step(u, machine.Event{Kind: machine.Emptied})
 	}
 }
 

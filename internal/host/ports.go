@@ -123,7 +123,8 @@ type Cgroups interface {
 	// Create returns the absolute directory; empty where there are no cgroups.
 	Create(path string) (dir string, err error)
 	Pids(path string) ([]int, error)
-	// Populated says whether Pids would list any.
+	// Populated says whether Pids would list any. Where it does, Empty tells
+	// when that is over.
 	Populated(path string) bool
 	// Signal sends to every process but those in except.
 	Signal(path string, number int, except []int) error
@@ -134,7 +135,7 @@ type Cgroups interface {
 	// OOMKills counts those of the path's that died for want of memory.
 	OOMKills(path string) int
 	Remove(path string) error
-	// Empty tells of cgroups whose last process has ended.
+	// Empty tells of cgroups whose last process has ended after Populated.
 	Empty() <-chan string
 	// Of finds which of the paths a process belongs to, the innermost.
 	Of(pid int, paths []string) (string, bool)
