@@ -27,6 +27,8 @@ type log struct {
 	size  int64
 	file  *os.File // nil until it is written to
 	marks []mark
+	// loose is how many of marks, at the end, only begun has.
+	loose int
 
 	// pending waits for room on the disk, oldest first; failed says why, lost
 	// how many lines were dropped.
@@ -103,6 +105,12 @@ func (j *Journal) load(group, service string) (*log, error) {
 		}
 		l.marks = readMarks(l.dir)
 	}
+	for _, m := range j.begun.unread[l.key] {
+		if l.run() < m.run {
+			l.marks, l.loose = append(l.marks, m), l.loose+1
+		}
+	}
+	delete(j.begun.unread, l.key)
 	j.logs[l.key] = l
 	return l, nil
 }
@@ -251,6 +259,9 @@ func (j *Journal) write(l *log, data []byte) error {
 }
 
 func (j *Journal) tryWrite(l *log, data []byte) error {
+	if err := j.settle(l); err != nil {
+		return err
+	}
 	if l.file == nil {
 		if err := os.MkdirAll(l.dir, 0o755); err != nil {
 			return err

@@ -5,7 +5,8 @@
 //	2026-01-02T15:04:05.000000000Z stdout F text
 //
 // A service has one set of files, numbered upwards and bounded in size and
-// number; beside them the file "runs" tells where each run begins. No line is
+// number; beside them the file "runs" tells where each run begins that has written
+// anything, or one after it; of the others one file tells for all. No line is
 // lost or stored twice where legiond is killed, as far as a FIFO holds. No service
 // ever waits for the disk: when it is full, the newest lines stay in memory
 // until there is room again.
@@ -56,6 +57,8 @@ type Journal struct {
 	mu   sync.Mutex
 	logs map[key]*log
 	byFD map[int]*stream
+	// begun is what services have not written down themselves.
+	begun *beginnings
 	// failing are those whose files cannot be written now.
 	failing map[*log]bool
 	open    []*log // those with an open file, the one used last at the end
@@ -107,6 +110,9 @@ func Open(dir string, o Options) (*Journal, error) {
 	}
 	if err := unix.Pipe2(j.copies[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, fmt.Errorf("cannot collect logs: pipe: %w", err)
+	}
+	if j.begun, err = openBeginnings(j.o.RunDir); err != nil {
+		return nil, fmt.Errorf("cannot collect logs: %w", err)
 	}
 	if err := j.resume(); err != nil {
 		return nil, fmt.Errorf("cannot collect logs: %w", err)
@@ -289,7 +295,7 @@ func (j *Journal) Remove(group string) error {
 			delete(j.failing, l)
 		}
 	}
-	err := errors.Join(os.RemoveAll(filepath.Join(j.dir, group)), os.RemoveAll(filepath.Join(j.o.RunDir, group)))
+	err := errors.Join(os.RemoveAll(filepath.Join(j.dir, group)), os.RemoveAll(filepath.Join(j.o.RunDir, group)), j.begun.remove(group))
 	if err != nil {
 		return fmt.Errorf("cannot remove the log of %s: %w", group, err)
 	}
@@ -322,6 +328,7 @@ func (j *Journal) Close() {
 		unix.Close(fd)
 	}
 	_ = j.note.Close()
+	_ = j.begun.file.Close()
 }
 
 // Problems says in a sentence each what an operator must know.

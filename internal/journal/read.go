@@ -55,6 +55,11 @@ func (j *Journal) services(group string) ([]string, error) {
 			names = append(names, k.service)
 		}
 	}
+	for k := range j.begun.unread {
+		if k.group == group {
+			names = append(names, k.service)
+		}
+	}
 	entries, err := os.ReadDir(filepath.Join(j.dir, group))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("cannot read the log of %s: %w", group, err)

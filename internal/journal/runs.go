@@ -1,11 +1,11 @@
 package journal
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -59,22 +59,28 @@ func (j *Journal) mark(l *log, run uint64) {
 	l.pending = append(l.pending, chunk{mark: m})
 }
 
-// place gives a mark its position and writes it to the file "runs".
+// place gives a mark its position and writes it down.
 func (j *Journal) place(l *log, m *mark) error {
 	m.position = position{l.last(), l.size}
-	if err := appendTo(l.dir, "runs", m.line()); err != nil {
-		return err
+	l.marks, l.loose = append(l.marks, *m), l.loose+1
+	if j.begun.add(l.key, m) != nil {
+		if err := j.settle(l); err != nil {
+			l.marks, l.loose = l.marks[:len(l.marks)-1], l.loose-1
+			return err
+		}
 	}
-	l.marks = append(l.marks, *m)
+	if j.begun.size > j.begun.full {
+		j.settleAll()
+	}
 	if len(l.marks) > maxMarks {
 		j.pruneMarks(l)
 	}
 	return nil
 }
 
-// appendTo adds a line to a file of a directory, both of which it makes where
-// they are not there. Each start does so.
-func appendTo(dir, name, line string) error {
+// appendTo adds lines to a file of a directory, both of which it makes where
+// they are not there.
+func appendTo(dir, name string, lines []byte) error {
 	path := dir + "/" + name
 	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_CREAT | unix.O_CLOEXEC
 	fd, err := unix.Open(path, flags, 0o640)
@@ -87,11 +93,11 @@ func appendTo(dir, name, line string) error {
 	if err != nil {
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	n, err := unix.Write(fd, []byte(line))
+	n, err := unix.Write(fd, lines)
 	if e := unix.Close(fd); err == nil {
 		err = e
 	}
-	if err == nil && n < len(line) {
+	if err == nil && n < len(lines) {
 		err = unix.ENOSPC
 	}
 	if err != nil {
@@ -100,8 +106,22 @@ func appendTo(dir, name, line string) error {
 	return nil
 }
 
-func (m *mark) line() string {
-	return fmt.Sprintf("%d %s %d %d\n", m.run, m.began.UTC().Format(timeFormat), m.seq, m.offset)
+// appendTo adds the mark as a line.
+func (m *mark) appendTo(b []byte) []byte {
+	b = append(strconv.AppendUint(b, m.run, 10), ' ')
+	b = append(m.began.UTC().AppendFormat(b, timeFormat), ' ')
+	b = append(strconv.AppendInt(b, int64(m.seq), 10), ' ')
+	return append(strconv.AppendInt(b, m.offset, 10), '\n')
+}
+
+func parseMark(line string) (m mark, ok bool) {
+	var began string
+	if n, err := fmt.Sscanf(line, "%d %s %d %d\n", &m.run, &began, &m.seq, &m.offset); n != 4 || err != nil {
+		return m, false
+	}
+	var err error
+	m.began, err = time.Parse(timeFormat, began)
+	return m, err == nil
 }
 
 // pruneMarks forgets runs whose files are gone, but for the one whose end is
@@ -118,14 +138,15 @@ func (j *Journal) pruneMarks(l *log) {
 		return
 	}
 	l.marks = append([]mark(nil), l.marks[from:]...)
-	var b strings.Builder
+	l.loose = min(l.loose, len(l.marks))
+	var text []byte
 	for i := range l.marks {
-		b.WriteString(l.marks[i].line())
+		text = l.marks[i].appendTo(text)
 	}
 	// If this fails the old file says more than is true, and no harm is done.
 	path := filepath.Join(l.dir, "runs")
-	if os.WriteFile(path+".new", []byte(b.String()), 0o640) == nil {
-		_ = os.Rename(path+".new", path)
+	if os.WriteFile(path+".new", text, 0o640) == nil && os.Rename(path+".new", path) == nil {
+		l.loose = 0
 	}
 }
 
@@ -136,13 +157,9 @@ func readMarks(dir string) []mark {
 		return nil
 	}
 	var out []mark
-	for line := range bytes.Lines(data) {
-		var m mark
-		var began string
-		if n, err := fmt.Sscanf(string(line), "%d %s %d %d\n", &m.run, &began, &m.seq, &m.offset); n != 4 || err != nil {
-			continue
-		}
-		if m.began, err = time.Parse(timeFormat, began); err != nil {
+	for line := range strings.Lines(string(data)) {
+		m, ok := parseMark(line)
+		if !ok {
 			continue
 		}
 		if n := len(out); n > 0 && m.before(out[n-1].position) {
