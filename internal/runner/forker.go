@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -17,10 +18,18 @@ import (
 // forks it, and closes the copy at exec; legiond has three descriptors for each
 // service, so with a thousand services that would be most of what a start costs.
 type forker struct {
-	asks <-chan *forkAsk
+	asks *forkAsks
 	// self is the pidfd of this program in the thread's own table: what is to be
 	// passed on is fetched through it (pidfd_getfd(2)).
 	self int
+}
+
+// forkAsks are the forks that are asked for.
+type forkAsks struct {
+	mu    sync.Mutex
+	queue []*forkAsk
+	// news wakes forkers that have found the queue empty.
+	news chan struct{}
 }
 
 type forkAsk struct {
@@ -29,8 +38,51 @@ type forkAsk struct {
 	attr *syscall.ProcAttr
 
 	pid  int
+	born span
 	err  error
 	done chan struct{}
+}
+
+// put asks for a fork. A forker is on a thread of its own, and waking it and
+// sending it to sleep costs half as much as the fork: so the others that are
+// about to ask may do so first.
+func (q *forkAsks) put(a *forkAsk) {
+	q.mu.Lock()
+	q.queue = append(q.queue, a)
+	q.mu.Unlock()
+	runtime.Gosched()
+	q.mu.Lock()
+	left := slices.Contains(q.queue, a)
+	q.mu.Unlock()
+	if left {
+		select {
+		case q.news <- struct{}{}:
+		default: // as many news as there are forkers
+		}
+	}
+}
+
+// take is nil where nothing is asked for.
+func (q *forkAsks) take() *forkAsk {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.queue) == 0 {
+		return nil
+	}
+	a := q.queue[0]
+	q.queue = slices.Delete(q.queue, 0, 1)
+	return a
+}
+
+// withdraw takes an ask back; false if a forker has it.
+func (q *forkAsks) withdraw(a *forkAsk) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	i := slices.Index(q.queue, a)
+	if i >= 0 {
+		q.queue = slices.Delete(q.queue, i, i+1)
+	}
+	return i >= 0
 }
 
 // forkers is how many forks are under way at most: each waits for its child's
@@ -39,8 +91,8 @@ const forkers = 2
 
 // newForkers starts the threads and returns how to ask them, nil where the kernel
 // (before 5.9) or a seccomp filter does not let them be.
-func newForkers(closing <-chan struct{}) chan<- *forkAsk {
-	asks := make(chan *forkAsk)
+func newForkers(closing <-chan struct{}) *forkAsks {
+	asks := &forkAsks{news: make(chan struct{}, forkers)}
 	for i := range min(forkers, runtime.NumCPU()) {
 		f := &forker{asks: asks, self: -1}
 		ready := make(chan error)
@@ -67,10 +119,12 @@ func (f *forker) run(closing <-chan struct{}, ready chan<- error) {
 		return
 	}
 	for {
-		select {
-		case a := <-f.asks:
-			a.pid, a.err = f.fork(a)
+		for a := f.asks.take(); a != nil; a = f.asks.take() {
+			a.pid, a.born, a.err = f.fork(a)
 			close(a.done)
+		}
+		select {
+		case <-f.asks.news:
 		case <-closing:
 			return
 		}
@@ -132,7 +186,7 @@ func ofRuntime(fd int) bool {
 
 // fork brings the descriptors that the child is to have into this thread's table
 // and forks. It does not open the child's pidfd, which would be in that table.
-func (f *forker) fork(a *forkAsk) (int, error) {
+func (f *forker) fork(a *forkAsk) (int, span, error) {
 	var fetched []int
 	defer func() {
 		for _, fd := range fetched {
@@ -151,14 +205,14 @@ func (f *forker) fork(a *forkAsk) (int, error) {
 	for i, fd := range attr.Files {
 		n, err := fetch(int(fd))
 		if err != nil {
-			return 0, err
+			return 0, span{}, err
 		}
 		attr.Files[i] = uintptr(n)
 	}
 	if sys.UseCgroupFD {
 		n, err := fetch(sys.CgroupFD)
 		if err != nil {
-			return 0, err
+			return 0, span{}, err
 		}
 		sys.CgroupFD = n
 	}
@@ -167,14 +221,16 @@ func (f *forker) fork(a *forkAsk) (int, error) {
 
 // forkExec forks on this thread, whose signal mask the child inherits: it is
 // empty, whoever started legiond.
-func forkExec(path string, argv []string, attr *syscall.ProcAttr) (int, error) {
+func forkExec(path string, argv []string, attr *syscall.ProcAttr) (int, span, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var none, old unix.Sigset_t
 	masked := unix.PthreadSigmask(unix.SIG_SETMASK, &none, &old) == nil
+	born := span{from: bootTicks()}
 	pid, err := syscall.ForkExec(path, argv, attr)
+	born.to = bootTicks()
 	if masked {
 		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
 	}
-	return pid, err
+	return pid, born, err
 }

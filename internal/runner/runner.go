@@ -35,7 +35,8 @@ type Options struct {
 type Runner struct {
 	executable string
 	passwd     accounts
-	asks       chan<- *forkAsk // to the forkers; nil: fork on any thread
+	asks       *forkAsks // of the forkers; nil: fork on any thread
+	ticks      ticks
 
 	// forking is held for reading from each fork until its child is registered,
 	// and for writing, before mu, by who must not take for an orphan or a

@@ -249,7 +249,7 @@ func (l *launch) files() []uintptr {
 func (r *Runner) spawn(path string, argv []string, attr *syscall.ProcAttr, e *entry) (*entry, error) {
 	r.forking.RLock()
 	defer r.forking.RUnlock()
-	pid, pidfd, err := r.fork(path, argv, attr)
+	pid, pidfd, born, err := r.fork(path, argv, attr)
 	if err != nil {
 		return nil, err
 	}
@@ -257,7 +257,7 @@ func (r *Runner) spawn(path string, argv []string, attr *syscall.ProcAttr, e *en
 		_ = unix.Kill(pid, unix.SIGKILL)
 		return nil, errors.New("the kernel gave no pidfd; Legion needs Linux 5.4 or later")
 	}
-	ticks, err := StartTicks(pid)
+	ticks, err := r.ticks.of(pid, born)
 	if err != nil {
 		ticks = 0 // it has ended and been collected elsewhere; its pidfd tells
 	}
@@ -274,27 +274,30 @@ func (r *Runner) spawn(path string, argv []string, attr *syscall.ProcAttr, e *en
 
 // fork forks and executes; forking is held, so that nobody else collects the
 // child.
-func (r *Runner) fork(path string, argv []string, attr *syscall.ProcAttr) (pid, pidfd int, err error) {
+func (r *Runner) fork(path string, argv []string, attr *syscall.ProcAttr) (pid, pidfd int, born span, err error) {
 	pidfd = -1
 	if r.asks == nil {
 		attr.Sys.PidFD = &pidfd
-		pid, err = forkExec(path, argv, attr)
-		return pid, pidfd, err
+		pid, born, err = forkExec(path, argv, attr)
+		return pid, pidfd, born, err
 	}
 	ask := forkAsk{path: path, argv: argv, attr: attr, done: make(chan struct{})}
+	r.asks.put(&ask)
 	select {
-	case r.asks <- &ask:
-		<-ask.done
+	case <-ask.done:
 	case <-r.closing:
-		return 0, -1, errors.New("legiond is about to end")
+		if r.asks.withdraw(&ask) {
+			return 0, -1, span{}, errors.New("legiond is about to end")
+		}
+		<-ask.done // a fork that has begun comes to its end
 	}
 	if ask.err != nil {
-		return 0, -1, ask.err
+		return 0, -1, span{}, ask.err
 	}
 	if pidfd, err = unix.PidfdOpen(ask.pid, 0); err != nil {
-		return ask.pid, -1, nil
+		return ask.pid, -1, ask.born, nil
 	}
-	return ask.pid, pidfd, nil
+	return ask.pid, pidfd, ask.born, nil
 }
 
 // spawnSandbox starts through package sandbox and waits for exec.
