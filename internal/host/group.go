@@ -62,6 +62,11 @@ type unit struct {
 	in     machine.Instance
 	cgroup string // relative path
 	procs  map[uint64]Process
+	// called is the name of a run, the newest as a rule.
+	called struct {
+		run uint64
+		id  string
+	}
 	// dir is the cgroup's directory, once made.
 	dir string
 	// unbounded are the limits that the machine cannot keep; ooms is how many

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // log is what is known of one service's files.
@@ -83,11 +85,14 @@ func (j *Journal) load(group, service string) (*log, error) {
 	for i, name := range []string{"stdout", "stderr"} {
 		l.streams[i] = stream{log: l, name: name, fd: -1}
 	}
-	entries, err := os.ReadDir(l.dir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("cannot read the log of %s: %w", l.title(), err)
+	var entries []os.DirEntry
+	known := unix.Access(l.dir, unix.F_OK) == nil // as a rule it is not, at a first start
+	if known {
+		var err error
+		if entries, err = os.ReadDir(l.dir); err != nil {
+			return nil, fmt.Errorf("cannot read the log of %s: %w", l.title(), err)
+		}
 	}
-	known := err == nil
 	for _, e := range entries {
 		if name, ok := strings.CutSuffix(e.Name(), ".log"); ok {
 			if n, err := strconv.Atoi(name); err == nil && n > 0 {
@@ -100,6 +105,7 @@ func (j *Journal) load(group, service string) (*log, error) {
 		l.seqs = []int{1}
 	}
 	if known {
+		var err error
 		if l.size, err = wholeLines(l.path(l.last())); err != nil {
 			return nil, fmt.Errorf("cannot read the log of %s: %w", l.title(), err)
 		}
