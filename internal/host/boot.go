@@ -228,8 +228,8 @@ func (h *Host) adopt(u *unit) {
 			h.adoptIntent(u, *p, i == 0)
 			continue
 		}
-		if x, ok := h.early[p.PID]; ok && x.StartTicks == p.StartTicks {
-			delete(h.early, p.PID)
+		if x, ok := h.early.byPID[p.PID]; ok && x.StartTicks == p.StartTicks {
+			h.early.forget(x)
 			h.step(u, machine.Event{Kind: machine.MainExited, Run: u.in.Run, Proc: p.ID, Exit: x.Exit})
 			continue
 		}

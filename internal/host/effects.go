@@ -179,8 +179,8 @@ func (h *Host) notifiedEarly() {
 }
 
 func (h *Host) exitedEarly(pid int) {
-	if x, ok := h.early[pid]; ok {
-		delete(h.early, pid)
+	if x, ok := h.early.byPID[pid]; ok {
+		h.early.forget(x)
 		h.exited(x)
 	}
 }

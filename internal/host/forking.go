@@ -31,6 +31,7 @@ func (h *Host) findMain(u *unit, e machine.FindMain) {
 		ev := machine.Event{Kind: machine.MainMissing, Run: e.Run, Message: err.Error()}
 		if e.PID == 0 {
 			ev.Exit, ev.Gone = h.goneDaemon(u, pid)
+			ev.Untold = ev.Exit.Unknown && h.o.Processes.Untold()
 		}
 		h.step(u, ev)
 		return
@@ -57,7 +58,7 @@ func (h *Host) takeEnded(u *unit, run uint64, pid int) bool {
 	}
 	proc := u.in.Procs + 1 // the number that the machine gives it
 	p, err := h.o.Processes.Adopt(pid, 0)
-	x, told := h.early[pid]
+	x, told := h.early.byPID[pid]
 	switch st, e := procstat.Read(pid); {
 	case err == nil && e == nil && st.State() == 'Z':
 		h.own(u, run, proc, p)
@@ -177,7 +178,7 @@ func (h *Host) goneDaemon(u *unit, pid int) (service.Exit, bool) {
 	if err == nil {
 		p.Close()
 	}
-	if x, ok := h.early[pid]; ok {
+	if x, ok := h.early.byPID[pid]; ok {
 		return x.Exit, errors.Is(err, ErrGone)
 	}
 	return service.Exit{At: time.Now(), Unknown: true}, errors.Is(err, ErrGone)

@@ -85,8 +85,7 @@ type Host struct {
 	graph    *relations        // nil: to be worked out again
 	// owners finds the process that an exit is about.
 	owners map[int]owner
-	// early are exits that came before the news of their process's start.
-	early map[int]Exited
+	early  early
 	// spawning counts starts whose news is under way; earlyNotes are messages
 	// that came meanwhile from processes that are not known yet.
 	spawning   int
@@ -145,7 +144,7 @@ func New(o Options) *Host {
 	}
 	return &Host{
 		clock: o.Clock, stamps: map[string]stamp{},
-		o: o, inbox: make(chan func(), 64), groups: map[string]*group{}, pending: map[string]*group{}, waiting: map[string]*group{}, owners: map[int]owner{}, early: map[int]Exited{},
+		o: o, inbox: make(chan func(), 64), groups: map[string]*group{}, pending: map[string]*group{}, waiting: map[string]*group{}, owners: map[int]owner{},
 		dirty: map[string]struct{}{}, watchers: map[*watcher]struct{}{}, ready: make(chan struct{}), problems: o.Problems,
 		stale: true,
 	}
@@ -386,10 +385,7 @@ func (h *Host) exited(x Exited) {
 	o, ok := h.owners[x.PID]
 	if !ok || o.ticks != x.StartTicks {
 		// Its start is not told yet, or it is an orphan of which nobody asked.
-		h.early[x.PID] = x
-		if len(h.early) > 1024 {
-			clear(h.early)
-		}
+		h.early.put(x)
 		return
 	}
 	delete(h.owners, x.PID)

@@ -122,6 +122,7 @@ func (m *machineFake) Exec(context.Context, ExecRequest, func(int)) (service.Exi
 	return service.Exit{}, errors.New("no commands here")
 }
 
+func (m *machineFake) Untold() bool                                         { return len(m.exits) > 0 }
 func (m *machineFake) Exits() <-chan Exited                                 { return m.exits }
 func (m *machineFake) Begin()                                               {}
 func (m *machineFake) Suspend()                                             { m.exits <- Exited{} }

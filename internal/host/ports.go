@@ -24,6 +24,8 @@ type Processes interface {
 	// Adopt returns ErrGone if the process is not there any more.
 	Adopt(pid int, startTicks uint64) (Process, error)
 	Exits() <-chan Exited
+	// Untold says whether an orphan was collected of which Exits has not told.
+	Untold() bool
 	// Origin tells what is known of where a process comes from; mark is in the
 	// environment of the one that is looked for and of its descendants.
 	Origin(pid int, mark string) Origin

@@ -69,9 +69,7 @@ func (h *Host) leave() {
 			}
 		}
 	}
-	for _, x := range h.early {
-		v.Exits = append(v.Exits, x)
-	}
+	v.Exits = append(v.Exits, h.early.all()...)
 	go h.o.Processes.Suspend()
 	for x := range h.o.Processes.Exits() {
 		if x.PID == 0 {
@@ -103,7 +101,7 @@ func (h *Host) takeOver(v *Handover) {
 		return
 	}
 	for _, x := range v.Exits {
-		h.early[x.PID] = x
+		h.early.put(x)
 	}
 	for _, g := range h.groups {
 		for _, u := range g.services {

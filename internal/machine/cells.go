@@ -261,7 +261,7 @@ func (s *step) startMainMissing() {
 		s.Gone = time.Time{}
 	case s.Gone.IsZero():
 		s.Gone = s.now
-	case s.now.Sub(s.Gone) >= gonePatience:
+	case s.now.Sub(s.Gone) >= gonePatience && !s.ev.Untold:
 		s.fail(s.result(s.ev.Exit, true))
 		s.enterSignal(service.StopSigterm, service.Protocol, fmt.Sprintf("the daemon that %s names %s", s.Service.PIDFile, ExitWords(s.ev.Exit)))
 	}

@@ -83,6 +83,16 @@ func TestGoneDaemon(t *testing.T) {
 	if p.in.Result != service.ExitCode || p.in.Reason != "the daemon that /pid names exited with status 3" {
 		t.Errorf("it ends with %s: %s", p.in.Result, p.in.Reason)
 	}
+	// Nor is it over before it is known how it has ended.
+	untold := Event{Kind: MainMissing, Gone: true, Untold: true, Exit: service.Exit{Unknown: true}}
+	p = started().give("gone", untold).pass(10*time.Second).give("gone", untold).give("gone", gone)
+	p.check(`
+		gone: (start)
+		gone: (start)
+		gone: stop-sigterm, SIGTERM to all`)
+	if p.in.Reason != "the daemon that /pid names exited with status 3" {
+		t.Errorf("it ends: %s", p.in.Reason)
+	}
 	started().give("gone", gone).pass(900*time.Millisecond).give("unreadable", Event{Kind: MainMissing}).
 		pass(time.Second).give("gone", gone).give("found", Event{Kind: MainFound, PID: 200}).check(`
 		gone: (start)

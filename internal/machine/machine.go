@@ -170,6 +170,9 @@ type Event struct {
 	By string
 	// Gone: what the PID file of this life names has ended (MainMissing); Exit.
 	Gone bool
+	// Untold: there are exits of which nothing is told yet; that of what is Gone
+	// may be among them.
+	Untold bool
 	// Left: the service's cgroup has processes at this moment.
 	Left bool
 	// Grace, where not nil, bounds the stop asked for.

@@ -17,6 +17,9 @@ type entry struct {
 	pid   int
 	ticks uint64
 	pidfd int // -1 once it is gone
+	// adopted: it was there before anybody asked for it, so its end is told also
+	// when nobody asks any more: who asks next may be too late to adopt it.
+	adopted bool
 	// silent: nobody wants to know of the exit any more.
 	silent bool
 	// starting: exec has not happened yet; an exit is kept in early until it
@@ -217,9 +220,13 @@ func (r *Runner) sweepOne() bool {
 	}
 	ticks, _ := StartTicks(pid)
 	err := waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG)
+	collected := err == nil && info.pid != 0
+	if collected {
+		r.untold.Add(1)
+	}
 	r.mu.Unlock()
 	r.forking.Unlock()
-	if err == nil && info.pid != 0 {
+	if collected {
 		r.report(Exited{PID: pid, StartTicks: ticks, Exit: info.exit(), Orphan: true})
 	}
 	return true

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -48,6 +49,8 @@ type Runner struct {
 	byPID   map[int]*entry
 	// holding: orphans are not collected yet.
 	holding bool
+	// untold counts the orphans that were collected and are not told yet.
+	untold atomic.Int64
 	// uncollected counts the entries that have a deadline.
 	uncollected int
 
@@ -188,6 +191,17 @@ func cleanSignals() {
 // one is collected until it is.
 func (r *Runner) Exits() <-chan Exited { return r.exits }
 
+// Untold says whether an exit was collected for which Told was not called yet,
+// of those that nobody had asked for.
+func (r *Runner) Untold() bool { return r.untold.Load() > 0 }
+
+// Told is called by who reads Exits when an exit has come to where it goes.
+func (r *Runner) Told(x Exited) {
+	if x.Orphan {
+		r.untold.Add(-1)
+	}
+}
+
 // Close stops watching; processes go on.
 func (r *Runner) Close() {
 	select {
@@ -269,7 +283,7 @@ func (p *Process) Signal(sig syscall.Signal) error {
 func (p *Process) Close() {
 	p.r.mu.Lock()
 	defer p.r.mu.Unlock()
-	p.e.silent = true
+	p.e.silent = !p.e.adopted
 }
 
 // Start starts a process and returns once exec has succeeded or failed. The
@@ -305,7 +319,7 @@ func (r *Runner) Adopt(pid int, startTicks uint64) (*Process, error) {
 		unix.Close(fd)
 		return nil, ErrGone
 	}
-	e := &entry{pid: pid, ticks: ticks, pidfd: fd}
+	e := &entry{pid: pid, ticks: ticks, pidfd: fd, adopted: true}
 	if err := r.watch(e); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("cannot adopt process %d: %w", pid, err)

@@ -450,6 +450,24 @@ func TestOrphansAreReapedAndAdoptable(t *testing.T) {
 	if x := exitOfPID(t, orphan); x.Exit.Code != 5 || !x.Orphan {
 		t.Errorf("exit: %+v", x)
 	}
+	// Who had a look at it and let go of it learns how it ends all the same.
+	p = start(t, shell("(read x <"+g+"; exit 6) & echo $! >"+f))
+	orphan, err = strconv.Atoi(readLine(t, f))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exitOfPID(t, p.PID)
+	seen, err := shared.Adopt(orphan, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen.Close()
+	if err := os.WriteFile(g, []byte("go\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if x := exitOfPID(t, orphan); x.Exit.Code != 6 {
+		t.Errorf("exit: %+v", x)
+	}
 }
 
 func TestOutputIsBoundedInSizeAndTime(t *testing.T) {

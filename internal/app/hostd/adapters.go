@@ -34,6 +34,7 @@ func newProcesses(r *runner.Runner) *processes {
 	go func() {
 		for x := range r.Exits() {
 			p.exits <- host.Exited{PID: x.PID, StartTicks: x.StartTicks, Exit: x.Exit}
+			r.Told(x)
 		}
 	}()
 	return p
@@ -50,6 +51,9 @@ func (p process) Signal(n int) error { return p.p.Signal(syscall.Signal(n)) }
 func (p process) Close()             { p.p.Close() }
 
 func (p *processes) Exits() <-chan host.Exited { return p.exits }
+
+// Untold is asked by the only reader of exits.
+func (p *processes) Untold() bool { return p.r.Untold() || len(p.exits) > 0 }
 
 func (p *processes) Start(q host.Request) (host.Process, error) {
 	s, err := p.r.Start(request(q))
