@@ -83,10 +83,10 @@ func (l *loader) merge(list, more []string) []string {
 }
 
 // resolve makes sure that a name which something refers to is loaded if it can
-// be.
+// be. Not so the template that a socket names: each connection makes an instance.
 func (l *loader) resolve(name string) {
 	name = l.canonical(name)
-	if l.groups[name] != nil || l.masked[name] {
+	if l.groups[name] != nil || l.masked[name] || unitfile.ValidName(name, unitfile.Template) {
 		return
 	}
 	l.load(name)

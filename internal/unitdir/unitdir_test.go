@@ -201,6 +201,25 @@ func TestAliasesTemplatesAndLinks(t *testing.T) {
 	}
 }
 
+// A socket names a template: that is none of the units, and nothing is wrong.
+func TestSocketOfATemplate(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{
+		"echo.socket":   "[Socket]\nListenStream=1\nAccept=yes\n[Install]\nWantedBy=sockets.target\n",
+		"echo@.service": "[Service]\nExecStart=/bin/cat\nStandardInput=socket\n[Install]\nWantedBy=multi-user.target\n",
+	})
+	groups, problems := load(t, dir)
+	if len(problems) > 0 {
+		t.Error(problems)
+	}
+	if g, ok := groups["echo.socket"]; !ok || g.Triggers() != "echo@.service" {
+		t.Errorf("the socket: %+v", g)
+	}
+	if g, ok := groups["echo@.service"]; ok {
+		t.Errorf("the template was loaded: %+v", g)
+	}
+}
+
 func TestSystemdsOwnPartsAreNotLoaded(t *testing.T) {
 	lib := t.TempDir()
 	write(t, lib, map[string]string{
