@@ -73,6 +73,9 @@ type Options struct {
 	OCIRuntime string
 	// Images is the directory of the image store; empty is beside Dir.
 	Images string
+	// SeccompDir is the directory of the node's seccomp profiles; empty is
+	// below Dir.
+	SeccompDir string
 	// ImageAge is how long an image may be of no use before it is removed; 0
 	// is for as long as the disk has room.
 	ImageAge time.Duration
@@ -168,6 +171,7 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 	if store != nil {
 		p.images = store
 	}
+	p.seccomp = cmp.Or(o.SeccompDir, filepath.Join(o.Dir, "seccomp"))
 	h := &heartbeat{
 		node: nodeInput{Name: o.Node, IP: o.NodeIP, Version: o.Version, Labels: labels, Taints: o.Taints, Images: node.OCI != nil},
 		api:  api, log: log, read: read,

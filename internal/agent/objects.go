@@ -128,7 +128,11 @@ func (p *pods) compile(r *record) {
 		r.stale = r.stale || len(r.volumes) > 0
 	}
 	node.Images, node.VolumeImages = r.pulled()
+	node.Profiles = p.profiles(r)
 	group, report := podspec.Compile(r.pod, node, known)
+	if r.lookAgain = (time.Time{}); len(report.Blocked) > 0 && len(node.Profiles) > 0 {
+		r.lookAgain = time.Now().Add(profileAgain)
+	}
 	if len(report.Blocked) > 0 && (r.put || r.host != nil) {
 		if r.group == nil {
 			r.group, r.report = &group, report

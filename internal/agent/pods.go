@@ -51,6 +51,8 @@ type pods struct {
 	files   files
 	// images is nil where the node runs none.
 	images images
+	// seccomp is the directory of the node's seccomp profiles.
+	seccomp string
 	// swept: what pods left that are gone was removed.
 	swept bool
 	// listed: the server has told all pods at least once.
@@ -112,6 +114,7 @@ func (p *pods) next(then time.Time) time.Time {
 		earliest(r.toDisk.retryAt)
 		earliest(r.tokens.next())
 		earliest(r.deadline())
+		earliest(r.lookAgain)
 		for _, w := range r.images {
 			earliest(w.next())
 		}
@@ -298,6 +301,7 @@ func (p *pods) groupRemoved(r *record) {
 // step makes the requests that a record wants now.
 func (p *pods) step(ctx context.Context, r *record, now time.Time) {
 	if p.hostSynced {
+		p.compileAgain(r, now)
 		p.fetch(r, now)
 		p.write(p.life, r, now)
 		r.observe(p.node.IP, now)

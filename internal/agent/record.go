@@ -32,6 +32,10 @@ type record struct {
 	group  *service.Group
 	report podspec.Report
 
+	// lookAgain is when to compile the pod anew, because a file of the node may
+	// keep it back; zero for never.
+	lookAgain time.Time
+
 	// host is the group's status, nil while the host has not told of it.
 	host *service.GroupStatus
 	// boot is what the host knows of Group.Boot.

@@ -45,6 +45,8 @@ type Input struct {
 	Container *v1.Container
 	Image     *Image
 	Runtime   *Runtime
+	// Seccomp is the node's profile that the container names.
+	Seccomp Profile
 	// Node is the node's name, PodDir where the pod's files lie.
 	Node, PodDir string
 }

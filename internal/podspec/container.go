@@ -62,7 +62,7 @@ func (c *compiler) container(ctr *v1.Container, at string) service.Service {
 		s.Exec.ReadOnlyRoot = ctr.SecurityContext != nil && isTrue(ctr.SecurityContext.ReadOnlyRootFilesystem)
 	}
 
-	c.seccomp(ctr, at, &s.Exec)
+	c.seccomp(ctr, &s.Exec)
 
 	expand := expansion.MappingFuncFor(env.values)
 	argv := make([]string, 0, len(ctr.Command)+len(ctr.Args))

@@ -53,7 +53,7 @@ var Fields = []Field{
 	{"spec.securityContext.runAsUser, runAsGroup, runAsNonRoot, supplementalGroups", Everywhere, "also of a container"},
 	{"spec.securityContext.fsGroup", AsRoot, "of emptyDir and of the volumes that the agent writes"},
 	{"spec.securityContext.seLinuxOptions", Nowhere, ""},
-	{"spec.securityContext.seccompProfile", Partly, "runtime `host`: Unconfined, and RuntimeDefault: what OCI runtimes refuse, by the container's capabilities; not of a privileged container. Localhost has no effect"},
+	{"spec.securityContext.seccompProfile", Everywhere, "Unconfined, RuntimeDefault, and Localhost: a file below `legion-agent --seccomp-profile-root` (by default `seccomp` in its --dir), without which the container waits with CreateContainerError. Not of a privileged container. RuntimeDefault of runtime `host` is what OCI runtimes refuse, by the container's capabilities. Profiles that ask another program (SCMP_ACT_NOTIFY) are refused"},
 	{"spec.securityContext.appArmorProfile", Nowhere, ""},
 	{"spec.securityContext.sysctls", Nowhere, ""},
 
@@ -89,7 +89,7 @@ var Fields = []Field{
 	{"spec.containers[].securityContext.allowPrivilegeEscalation", Everywhere, ""},
 	{"spec.containers[].securityContext.readOnlyRootFilesystem", AsRoot, "all but the mounts, /proc and /dev"},
 	{"spec.containers[].securityContext.seLinuxOptions", Nowhere, ""},
-	{"spec.containers[].securityContext.seccompProfile", Partly, "as the pod's, before it"},
+	{"spec.containers[].securityContext.seccompProfile", Everywhere, "as the pod's, before it"},
 	{"spec.containers[].securityContext.procMount", NoMeaning, "/proc is the host's, nothing of it is masked"},
 	{"spec.containers[].securityContext.appArmorProfile", Nowhere, ""},
 }
@@ -144,7 +144,7 @@ var OCIFields = []Field{
 	{"spec.containers[].securityContext.capabilities", Everywhere, "added to and dropped from the usual ones of containers"},
 	{"spec.containers[].securityContext.privileged", Everywhere, "all capabilities that legiond has, and devices; nothing of /proc and /sys is hidden"},
 	{"spec.containers[].securityContext.procMount", Everywhere, ""},
-	{"spec.containers[].securityContext.seccompProfile", Partly, "RuntimeDefault (docker's default profile), also of the pod; Localhost not yet"},
+	{"spec.containers[].securityContext.seccompProfile", Everywhere, "RuntimeDefault is docker's default profile"},
 	{"spec.containers[].volumeMounts[]", Everywhere, "as above; each run has a new writable layer over the image"},
 	{"spec.containers[].lifecycle.stopSignal", Partly, "as above, before the image's STOPSIGNAL"},
 }

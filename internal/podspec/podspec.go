@@ -59,6 +59,8 @@ type Node struct {
 	Allocatable v1.ResourceList
 	// OCI is the runtime of pods that run images, nil where there is none.
 	OCI *ocispec.Runtime
+	// Profiles are the seccomp profiles of the node that the pod names.
+	Profiles map[string]ocispec.Profile
 	// Images are those of the pod's containers, by the names in it;
 	// VolumeImages those of its volumes, by the volumes' names.
 	Images, VolumeImages map[string]Pulled

@@ -44,7 +44,10 @@ func programs(s *service.Sandbox) []program {
 	if len(s.SystemCallArchitectures) > 0 {
 		out = append(out, architectures(s.SystemCallArchitectures))
 	}
-	// The last: it may refuse seccomp(2), by which the others are installed.
+	// The last ones: they may refuse seccomp(2), by which the others are installed.
+	if s.SystemCalls != nil {
+		out = append(out, ruled(s.SystemCalls))
+	}
 	if p, ok := callFilter(s); ok {
 		out = append(out, p)
 	}

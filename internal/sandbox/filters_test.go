@@ -14,11 +14,21 @@ import (
 // as in seccomp(2).
 func answer(t *testing.T, list []program, arch, number uint32, args ...uint32) uint32 {
 	t.Helper()
+	var halves []uint32
+	for _, a := range args {
+		halves = append(halves, a, 0)
+	}
+	return answerWide(t, list, arch, number, halves...)
+}
+
+// answerWide takes arguments in halves, the lower first.
+func answerWide(t *testing.T, list []program, arch, number uint32, halves ...uint32) uint32 {
+	t.Helper()
 	data := make([]byte, 64)
 	binary.BigEndian.PutUint32(data, number) // the order in which this machine loads
 	binary.BigEndian.PutUint32(data[offArch:], arch)
-	for i, a := range args {
-		binary.BigEndian.PutUint32(data[offArgs+8*i:], a)
+	for i, half := range halves {
+		binary.BigEndian.PutUint32(data[offArgs+4*i:], half)
 	}
 	out := allow
 	for i := range list {
@@ -113,5 +123,63 @@ func TestCallGroups(t *testing.T) {
 	}
 	if n := familyNumbers([]string{"AF_UNIX", "AF_INET6", "AF_VSOCK", "AF_XDP"}); n[0] != unix.AF_UNIX || n[1] != unix.AF_INET6 || n[2] != unix.AF_VSOCK || n[3] != unix.AF_XDP {
 		t.Errorf("%v", n)
+	}
+}
+
+// TestCallFilter: a rule applies where all its conditions hold, of all 64 bits;
+// one without goes before them.
+func TestCallFilter(t *testing.T) {
+	if len(tables) == 0 {
+		t.Skip("the system calls of this architecture are not known")
+	}
+	native := tables[0]
+	n := native.numbers()
+	eperm := refuse(unix.EPERM)
+	const big = 5<<32 | 7
+	values := []uint64{0, 6, 7, 8, 4<<32 | 9, 5 << 32, big - 1, big, big + 1, 6 << 32, 6<<32 | 7}
+	holds := map[string]func(a, b uint64) bool{
+		"==": func(a, b uint64) bool { return a == b }, "!=": func(a, b uint64) bool { return a != b },
+		"<": func(a, b uint64) bool { return a < b }, "<=": func(a, b uint64) bool { return a <= b },
+		">": func(a, b uint64) bool { return a > b }, ">=": func(a, b uint64) bool { return a >= b },
+		"&": func(a, b uint64) bool { return a&(1<<32|3) == b },
+	}
+	for is, holds := range holds {
+		for _, value := range append(values, 1<<32|3, 3) {
+			first := service.CallCondition{Arg: 0, Is: is, Mask: 1<<32 | 3, Value: value}
+			second := service.CallCondition{Arg: 2, Is: "!=", Value: 1}
+			box := service.Sandbox{SystemCalls: &service.CallFilter{Default: allow, Rules: []service.CallRule{
+				{Calls: []string{"clone", "fork"}, Do: eperm, Where: []service.CallCondition{first, second}},
+				{Calls: []string{"clone"}, Do: kill, Where: []service.CallCondition{second}},
+				{Calls: []string{"fork"}, Do: refuse(unix.ENOSYS)},
+			}}}
+			for _, arg := range values {
+				for other, also := range []bool{true, false} {
+					want := allow
+					switch {
+					case also && holds(arg, value):
+						want = eperm
+					case also:
+						want = kill
+					}
+					args := []uint32{uint32(arg), uint32(arg >> 32), 0, 0, uint32(other), 0}
+					if got := answerWide(t, programs(&box), native.arch, n["clone"], args...); got != want {
+						t.Fatalf("%d %s %d, %d != 1: %#x, want %#x", arg, is, value, other, got, want)
+					}
+				}
+				if number, ok := n["fork"]; ok {
+					if got := answerWide(t, programs(&box), native.arch, number, uint32(arg), uint32(arg>>32)); got != refuse(unix.ENOSYS) {
+						t.Fatalf("without a condition: %#x", got)
+					}
+				}
+			}
+		}
+	}
+	for secondary, want := range map[bool]uint32{true: allow, false: kill} {
+		if len(tables) > 1 {
+			box := service.Sandbox{SystemCalls: &service.CallFilter{Default: allow, Secondary: secondary}}
+			if got := answer(t, programs(&box), tables[1].arch, 1); got != want {
+				t.Errorf("the second architecture, allowed %v: %#x", secondary, got)
+			}
+		}
 	}
 }

@@ -215,7 +215,7 @@ func withoutMounts(s *service.Sandbox) {
 
 func withoutFilters(s *service.Sandbox) {
 	s.RestrictNamespaces, s.RestrictRealtime, s.RestrictSUIDSGID, s.LockPersonality, s.MemoryDenyWriteExecute = nil, false, false, false, false
-	s.RestrictAddressFamilies, s.SystemCallFilter, s.SystemCallArchitectures = nil, nil, nil
+	s.RestrictAddressFamilies, s.SystemCallFilter, s.SystemCallArchitectures, s.SystemCalls = nil, nil, nil, nil
 	s.NoFilters = true
 }
 

@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"legion.dev/legion/internal/service"
 )
 
 // The architectures as seccomp(2) tells them (linux/audit.h).
@@ -55,6 +57,7 @@ type rule struct {
 	test  test
 	arg   int
 	value []uint32
+	where []service.CallCondition
 }
 
 type test int
@@ -67,6 +70,7 @@ const (
 	noneOf        // it is none of value
 	equals0       // it is 0
 	differs0      // it is not 0
+	holds         // all of where hold, of whole arguments
 )
 
 // program is one filter: the first rule that applies to a call decides, in lack
@@ -153,6 +157,9 @@ func (r *rule) instructions(first, last uint32) []bpf.Instruction {
 		body = []bpf.Instruction{arg, bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipFalse: 1}, ret, again}
 	case differs0:
 		body = []bpf.Instruction{arg, bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1}, ret, again}
+	case holds:
+		body = conditions(r.where, 1)
+		body = append(body, ret, again)
 	case oneOf, noneOf:
 		body = []bpf.Instruction{arg}
 		for i, v := range r.value {

@@ -54,6 +54,8 @@ type Sandbox struct {
 	SystemCallFilter        []string `json:"systemCallFilter,omitempty"`
 	SystemCallErrorNumber   string   `json:"systemCallErrorNumber,omitempty"` // "EPERM", "kill"
 	SystemCallArchitectures []string `json:"systemCallArchitectures,omitempty"`
+	// SystemCalls is a filter by rules, beside the others.
+	SystemCalls *CallFilter `json:"systemCalls,omitempty"`
 
 	SecureBits  []string `json:"secureBits,omitempty"`
 	KeyringMode string   `json:"keyringMode,omitempty"` // "inherit" (also if empty), "private", "shared"
@@ -63,6 +65,35 @@ type Sandbox struct {
 	// filters of system calls; what is left is to be given without.
 	NoMounts  bool `json:"noMounts,omitempty"`
 	NoFilters bool `json:"noFilters,omitempty"`
+}
+
+// CallFilter is a filter of system calls as the OCI's runtime-spec has it
+// (linux.seccomp), with what is done as the kernel's number (seccomp(2)).
+type CallFilter struct {
+	// Default is for calls without a rule that applies.
+	Default uint32 `json:"default"`
+	// Secondary lets the machine's second architecture call too, by the same
+	// rules.
+	Secondary bool       `json:"secondary,omitempty"`
+	Rules     []CallRule `json:"rules,omitempty"`
+}
+
+// CallRule is what is done with some calls where all conditions hold; of several
+// the first counts, but one without a condition goes before all others.
+type CallRule struct {
+	Calls []string        `json:"calls"`
+	Do    uint32          `json:"do"`
+	Where []CallCondition `json:"where,omitempty"`
+}
+
+// CallCondition compares an argument, counted from 0.
+type CallCondition struct {
+	Arg int `json:"arg"`
+	// Is is "!=", "<", "<=", "==", ">=", ">", or "&", which compares the
+	// argument's bits of Mask.
+	Is    string `json:"is"`
+	Mask  uint64 `json:"mask,omitempty"`
+	Value uint64 `json:"value"`
 }
 
 // Bind is one entry of BindPaths= or BindReadOnlyPaths=.

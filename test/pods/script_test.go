@@ -53,6 +53,7 @@ func params(runtime string) testscript.Params {
 			e.Setenv("PORT", s.port)
 			e.Setenv("STANDIN", s.standin())
 			e.Setenv("NAMESPACE", s.namespace)
+			e.Setenv("SECCOMP", filepath.Join(s.fleet.home(), "nodes", node, "agent", "seccomp"))
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {

@@ -101,6 +101,7 @@ func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
 	flags.Int64Var(&o.PodPids, "pod-max-pids", 0, "`number` of processes that a pod may have; 0 is no limit")
 	flags.StringVar(&o.OCIRuntime, "oci-runtime", "", "`program` that runs the pods of images (default: runc or crun; none: no such pods)")
 	flags.StringVar(&o.Images, "images", "", "`directory` of the image store (default: images beside --dir)")
+	flags.StringVar(&o.SeccompDir, "seccomp-profile-root", "", "`directory` of the seccomp profiles that pods name (default: seccomp in --dir)")
 	flags.DurationVar(&o.ImageAge, "image-age", 0, "`time` after which an image of no use is removed (default: when the disk is 85 % full)")
 	version := flags.Bool("version", false, "print the version and end")
 	if err := flags.Parse(args); err != nil {
