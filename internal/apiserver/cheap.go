@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/apiserver/pkg/registry/rest"
 	leasestore "k8s.io/kubernetes/pkg/registry/coordination/lease/storage"
 )
@@ -20,14 +21,41 @@ import (
 // leaseREST keeps no managed fields of Leases until somebody applies to one.
 // With many nodes most writes are renewals, and to find out who has set which
 // field, each time again, is a fifth of what one costs.
-type leaseREST struct{ *leasestore.REST }
+type leaseREST struct {
+	*leasestore.REST
+	last *lastLeases
+}
 
 // Create is upstream's.
 func (r leaseREST) Create(ctx context.Context, obj runtime.Object, validate rest.ValidateObjectFunc, options *metav1.CreateOptions) (runtime.Object, error) {
 	if accessor, err := meta.Accessor(obj); err == nil && options.FieldManager == "" {
 		accessor.SetManagedFields(nil)
 	}
-	return r.REST.Create(ctx, obj, validate, options)
+	made, err := r.REST.Create(ctx, obj, validate, options)
+	if err == nil && len(options.DryRun) == 0 {
+		r.last.wrote(made)
+	}
+	return made, err
+}
+
+// Update is upstream's.
+func (r leaseREST) Update(
+	ctx context.Context, name string, info rest.UpdatedObjectInfo, create rest.ValidateObjectFunc,
+	update rest.ValidateObjectUpdateFunc, force bool, options *metav1.UpdateOptions,
+) (runtime.Object, bool, error) {
+	made, created, err := r.REST.Update(ctx, name, info, create, update, force, options)
+	if err == nil && len(options.DryRun) == 0 {
+		r.last.wrote(made)
+	}
+	return made, created, err
+}
+
+// Delete is upstream's.
+func (r leaseREST) Delete(
+	ctx context.Context, name string, validate rest.ValidateObjectFunc, options *metav1.DeleteOptions,
+) (runtime.Object, bool, error) {
+	r.last.forget(request.NamespaceValue(ctx), name)
+	return r.REST.Delete(ctx, name, validate, options)
 }
 
 // certificateTime is how long a verified client certificate is not verified

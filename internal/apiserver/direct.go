@@ -50,7 +50,7 @@ type direct struct {
 type stores struct {
 	pods      podREST
 	nodes     rest.Watcher
-	leases    rest.Watcher
+	leases    *leaseREST
 	admission admission.Interface
 }
 

@@ -34,6 +34,7 @@ func TestDirect(t *testing.T) {
 	t.Run("one spec", func(t *testing.T) { testOneSpec(t, direct) })
 	t.Run("watch", func(t *testing.T) { testDirectWatch(t, f, direct) })
 	t.Run("status patches", func(t *testing.T) { testStatusPatches(t, f) })
+	t.Run("renewals", func(t *testing.T) { testRenewals(t, f, direct) })
 	t.Run("namesakes", func(t *testing.T) { testNamesakes(t, f, direct) })
 	t.Run("fenced", func(t *testing.T) { testFenced(t, inside) })
 }
@@ -97,7 +98,14 @@ func samples() map[string]*corev1.Pod {
 
 func testSame(t *testing.T, f *fleet, direct kubernetes.Interface) {
 	f.awaitAccount(t, "kube-system")
+	owners := map[string]types.UID{}
 	for what, pod := range samples() {
+		// Its owner is there: upstream's garbage collector would remove it.
+		if owners[pod.Namespace] == "" {
+			owners[pod.Namespace] = owner(t, f, pod.Namespace)
+		}
+		pod.OwnerReferences[0].APIVersion, pod.OwnerReferences[0].Kind = "v1", "ConfigMap"
+		pod.OwnerReferences[0].UID = owners[pod.Namespace]
 		before := pod.DeepCopy()
 		viaAPI, err := f.admin.CoreV1().Pods(pod.Namespace).Create(t.Context(), pod, metav1.CreateOptions{})
 		if err != nil {
@@ -124,6 +132,16 @@ func testSame(t *testing.T, f *fleet, direct kubernetes.Interface) {
 			testGone(t, f, direct, made)
 		}
 	}
+}
+
+// owner makes what owns the samples of a namespace.
+func owner(t *testing.T, f *fleet, namespace string) types.UID {
+	t.Helper()
+	made, err := f.admin.CoreV1().ConfigMaps(namespace).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "d"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made.UID
 }
 
 // testOneSpec makes two pods of one controller, whose specs are to be the same,

@@ -98,8 +98,8 @@ func installGroups(server *genericapiserver.GenericAPIServer, config *genericapi
 			direct.pods = storage["pods"].(podREST)
 			direct.nodes = storage["nodes"].(rest.Watcher)
 		case coordinationv1.GroupName:
-			leases := storage["leases"].(*leasestore.REST)
-			storage["leases"] = leaseREST{leases}
+			leases := &leaseREST{storage["leases"].(*leasestore.REST), newLastLeases()}
+			storage["leases"] = leases
 			direct.leases = leases
 		}
 		if p.GroupName() == "" {

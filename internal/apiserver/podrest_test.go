@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/apiserver/pkg/storage"
 	"k8s.io/client-go/kubernetes"
 	api "k8s.io/kubernetes/pkg/apis/core"
 )
@@ -199,3 +200,72 @@ func (c *cacheable) CacheEncode(runtime.Identifier, func(runtime.Object, io.Writ
 }
 
 func (c *cacheable) GetObject() runtime.Object { return c.Pod.DeepCopy() }
+
+// staleStore is a store whose watch cache has another pod than it has itself.
+type staleStore struct {
+	storage.Interface
+	cached, stored *api.Pod
+	// known are the pods with which updates began.
+	known []runtime.Object
+}
+
+func (s *staleStore) Get(_ context.Context, _ string, options storage.GetOptions, into runtime.Object) error {
+	if options.ResourceVersion == "0" {
+		*into.(*api.Pod) = *s.cached
+		return nil
+	}
+	*into.(*api.Pod) = *s.stored
+	return nil
+}
+
+func (s *staleStore) GuaranteedUpdate(
+	_ context.Context, _ string, _ runtime.Object, _ bool, _ *storage.Preconditions, _ storage.UpdateFunc, known runtime.Object,
+) error {
+	s.known = append(s.known, known)
+	return nil
+}
+
+// A deletion begins with what the watch cache has only if that is the pod that
+// is meant; one that is to be gone at once begins with what the store has.
+func TestDeletionsOfNamesakes(t *testing.T) {
+	was := &api.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "1", DeletionTimestamp: &metav1.Time{}}}
+	is := &api.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", UID: "2"}}
+	at := func(uid types.UID, grace int64) context.Context {
+		options := metav1.NewDeleteOptions(grace)
+		if uid != "" {
+			options.Preconditions = &metav1.Preconditions{UID: &uid}
+		}
+		return context.WithValue(t.Context(), deletion{}, options)
+	}
+	for _, c := range []struct {
+		what   string
+		ctx    context.Context
+		cached *api.Pod
+		want   types.UID
+	}{
+		{"any pod, stale", at("", 30), was, "2"},
+		{"the new one, stale", at("2", 30), was, "2"},
+		{"the new one", at("2", 30), is, "2"},
+		{"the old one, stale", at("1", 30), was, "1"}, // the write says that it is gone
+		{"no deletion", t.Context(), was, "2"},
+	} {
+		store := &staleStore{cached: c.cached, stored: is}
+		got := &api.Pod{}
+		if err := (podStorage{store, store, newPodParts()}).Get(c.ctx, "key", storage.GetOptions{}, got); err != nil || got.UID != c.want {
+			t.Errorf("%s: read %q (%v), want %q", c.what, got.UID, err, c.want)
+		}
+	}
+	for _, c := range []struct {
+		what  string
+		ctx   context.Context
+		known bool
+	}{{"with time", at("", 30), true}, {"at once", at("2", 0), false}, {"no deletion", t.Context(), false}} {
+		store := &staleStore{cached: is, stored: is}
+		if err := (podStorage{store, store, newPodParts()}).GuaranteedUpdate(c.ctx, "key", &api.Pod{}, false, nil, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		if len(store.known) != 1 || (store.known[0] != nil) != c.known {
+			t.Errorf("%s: begins with %v", c.what, store.known)
+		}
+	}
+}
