@@ -22,7 +22,7 @@ func (f *fleet) surroundings(t *testing.T) {
 		p.Spec.Containers[0].SecurityContext = &v1.SecurityContext{Capabilities: &v1.Capabilities{Drop: []v1.Capability{"ALL"}}}
 	}, "sh", "-c", "tail -n 1 /etc/hosts; cat /etc/resolv.conf; grep Seccomp: /proc/self/status; unshare --user true || echo refused")
 	p := f.pod("etc", func(p *v1.Pod) bool { return phase(v1.PodSucceeded)(p) || phase(v1.PodFailed)(p) })
-	text, err := f.log("etc", v1.PodLogOptions{})
+	text, err := f.log("etc", v1.PodLogOptions{Follow: true})
 	for _, want := range []string{"10.1.2.3\ta\tb\n", "nameserver 10.9.9.9\n", "Seccomp:\t2\n", "refused\n"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("log %q (%v) lacks %q", text, err, want)

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // messages: what a container says of its end, by its file or its log, is in the
@@ -30,12 +32,19 @@ func (f *fleet) messages(t *testing.T) {
 		return m == "one\ntwo\n" || m == "two\none\n"
 	})
 
-	f.create("late", func(p *v1.Pod) { p.Spec.ActiveDeadlineSeconds = new(int64(1)) }, "sh", "-c", "echo here; exec sleep 1000")
+	// On a busy machine it would be over before the process has said anything.
+	f.create("late", func(*v1.Pod) {}, "sh", "-c", "echo here; exec sleep 1000")
+	f.pod("late", ready)
+	f.said(t, "late", "here\n")
+	deadline := []byte(`{"spec":{"activeDeadlineSeconds":1}}`)
+	if _, err := f.api.CoreV1().Pods("default").Patch(f.ctx, "late", types.MergePatchType, deadline, metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	p := f.pod("late", phase(v1.PodFailed))
 	if p.Status.Reason != "DeadlineExceeded" {
 		t.Errorf("reason %q", p.Status.Reason)
 	}
-	if text, err := f.log("late", v1.PodLogOptions{}); err != nil || text != "here\n" {
+	if text, err := f.log("late", v1.PodLogOptions{Follow: true}); err != nil || text != "here\n" {
 		t.Errorf("log: %q, %v", text, err)
 	}
 }
