@@ -54,6 +54,7 @@ var Rings = map[string]int{
 	"internal/procstat":   2,
 	"internal/journald":   2,
 	"internal/footprint":  2,
+	"internal/console":    2,
 
 	"internal/host":       3,
 	"internal/agent":      3,

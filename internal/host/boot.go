@@ -80,6 +80,7 @@ func (h *Host) load() {
 		}
 	}
 	h.leftovers()
+	h.dropConsoles()
 	h.o.Saved = Saved{}
 	for _, w := range h.relations().problems {
 		h.o.Log.Error(w.Text, "file", w.File)
@@ -209,9 +210,11 @@ func (h *Host) adopt(u *unit) {
 		if dir, err := h.o.Cgroups.Create(u.cgroup); err == nil {
 			u.dir = dir
 		}
-		if _, _, err := h.o.Logs.Attach(u.g.spec.Name, u.spec.Name, u.in.Run); err != nil {
+		stdout, _, err := h.o.Logs.Attach(u.g.spec.Name, u.spec.Name, u.in.Run)
+		if err != nil {
 			h.note(u.g, "cannot take up its output again", err)
 		}
+		h.resumeConsole(u, stdout)
 	}
 	now := time.Now()
 	if every := u.spec.Watchdog; !u.in.Watchdog.IsZero() {

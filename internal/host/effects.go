@@ -99,6 +99,11 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		if err == nil && (e.Main || e.Kind == service.Start) { // a container's runtime is not its main process
 			err = emptyLastWords(spec.TerminationMessage)
 		}
+		if err == nil && e.Kind == service.Start && spec.Exec.Console != nil {
+			if err = h.openConsole(path, spec, &q); q.Stdin != 0 {
+				defer closeAll([]int{q.Stdin})
+			}
+		}
 		if err != nil {
 			err = fmt.Errorf("cannot start %s: %w", u.title(), err)
 		} else {
@@ -294,6 +299,7 @@ func (h *Host) cleanUp(u *unit, e machine.CleanUp) {
 	if u.spec.PIDFile != "" {
 		_ = os.Remove(u.spec.PIDFile) // the service may have done so itself
 	}
+	h.o.Consoles.End(u.cgroup)
 	if e.Restarting {
 		h.o.Logs.Ended(u.g.spec.Name, u.spec.Name)
 		return

@@ -41,28 +41,35 @@ func (h *Host) Exec(ctx context.Context, name string, r hostapi.ExecRequest, std
 
 // execUnit finds the service that a command is for.
 func (h *Host) execUnit(name string, r hostapi.ExecRequest) (*unit, error) {
+	if len(r.Argv) == 0 || r.Argv[0] == "" {
+		return nil, failure("invalid", "name a command", "there is no command to run in %s", name)
+	}
+	return h.runningUnit(name, r.Service, "no command can be run beside it")
+}
+
+// runningUnit finds a service that has a main process; without one it says what
+// follows from that.
+func (h *Host) runningUnit(name, of, so string) (*unit, error) {
 	g := h.find(name)
 	switch {
 	case g == nil:
 		return nil, unknown(name)
-	case len(r.Argv) == 0 || r.Argv[0] == "":
-		return nil, failure("invalid", "name a command", "there is no command to run in %s", name)
 	case h.reexec || h.closing():
-		return nil, failure("conflict", "ask again in a moment", "legiond is ending or being replaced, so it runs no command in %s", name)
+		return nil, failure("conflict", "ask again in a moment", "legiond is ending or being replaced, so %s: %s", so, name)
 	}
 	for _, u := range g.services {
-		if r.Service != "" && u.spec.Name != r.Service || r.Service == "" && len(g.services) != 1 {
+		if of != "" && u.spec.Name != of || of == "" && len(g.services) != 1 {
 			continue
 		}
 		if m := u.in.Main; m == nil || m.PID == 0 {
-			return nil, failure("conflict", "", "%s has no process now, so no command can be run beside it: it is %s", u.title(), u.in.State)
+			return nil, failure("conflict", "", "%s has no process now, so %s: it is %s", u.title(), so, u.in.State)
 		}
 		return u, nil
 	}
-	if r.Service == "" {
+	if of == "" {
 		return nil, failure("invalid", "", "%s has %d services: name one", name, len(g.services))
 	}
-	return nil, failure("not-found", "", "%s has no service %s", name, r.Service)
+	return nil, failure("not-found", "", "%s has no service %s", name, of)
 }
 
 func (h *Host) execRequest(u *unit, r hostapi.ExecRequest) ExecRequest {

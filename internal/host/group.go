@@ -84,6 +84,8 @@ type unit struct {
 	conn *File
 	// kept are the descriptors that the service has left here.
 	kept []File
+	// console is what an earlier legiond has left, until it is taken up.
+	console []File
 }
 
 // record is a group on disk, in the store's Runs.

@@ -31,6 +31,8 @@ type Options struct {
 	Paths   Paths
 	// Keeper may be nil: then nothing that is open here outlives legiond.
 	Keeper Keeper
+	// Consoles may be nil where no service has one.
+	Consoles Consoles
 	// Names may be nil: then there is no system bus.
 	Names Names
 	// Syslog may be nil: then somebody else takes what comes on /dev/log.
@@ -138,6 +140,9 @@ func New(o Options) *Host {
 	}
 	if o.Keeper == nil {
 		o.Keeper = noKeeper{}
+	}
+	if o.Consoles == nil {
+		o.Consoles = noConsoles{}
 	}
 	if o.Names == nil {
 		o.Names = noNames{}

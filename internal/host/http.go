@@ -81,6 +81,7 @@ func (h *Host) Handler() http.Handler {
 	change("POST", "/v1/reexec", http.StatusOK, func(r *http.Request) (any, error) { return h.Reexec(r.Context()) })
 	change("POST", "/v1/poweroff", http.StatusOK, func(r *http.Request) (any, error) { return h.Poweroff(r.Context(), "poweroff, "+requester(r)) })
 	mux.HandleFunc("POST /v1/groups/{name}/exec", h.httpExec)
+	mux.HandleFunc("POST /v1/groups/{name}/attach", h.httpAttach)
 	mux.HandleFunc("GET /metrics", h.httpMetrics)
 	mux.HandleFunc("GET /v1/watch", h.httpWatch)
 	mux.HandleFunc("GET /v1/groups/{name}/logs", h.httpLogs)

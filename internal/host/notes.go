@@ -132,11 +132,12 @@ func (h *Host) putKept(u *unit, files []File) {
 func keptKey(cgroup string) string { return KeptKey + cgroup }
 func socketKey(name string) string { return SocketKey + name }
 
-// Of Handover.Kept and Handover.Sockets, before the path of the cgroup and the
+// Of Handover.Kept, .Sockets and .Consoles, before the path of the cgroup or the
 // name of the unit.
 const (
-	KeptKey   = "kept/"
-	SocketKey = "socket/"
+	KeptKey    = "kept/"
+	SocketKey  = "socket/"
+	ConsoleKey = "console/"
 )
 
 func closeAll(fds []int) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/machine"
@@ -91,6 +92,10 @@ type Request struct {
 	// PIDs is the process whose PID namespace a container of it is in, 0 for
 	// none.
 	PIDs int
+	// Stdin, where not 0, is the standard input; with TTY a terminal, to be all
+	// three and the process's own. It stays open here.
+	Stdin int
+	TTY   bool
 }
 
 // ExecRequest is a command to run in the namespaces of a process.
@@ -233,6 +238,34 @@ func (noKeeper) Drop(string, string) {}
 func (noKeeper) Holds(string) bool   { return true }
 func (noKeeper) Hear()               {}
 func (noKeeper) Heard()              {}
+
+// Consoles are what services read from that somebody may attach to, by the paths
+// of their cgroups; they outlive legiond. See package console.
+type Consoles interface {
+	// Open makes that of a run, and gives the file for its process, which the
+	// caller closes; 0 where an OCI runtime passes a terminal to the socket.
+	Open(cgroup string, c *service.Console, socket, log string) (fd int, err error)
+	// Resume takes up what an earlier legiond has left.
+	Resume(cgroup string, files []File, log string) error
+	Attach(cgroup string, input bool, conn net.Conn) error
+	// End is for a run that is over.
+	End(cgroup string)
+	// Suspend ends all work on them and gives their files.
+	Suspend() map[string][]File
+}
+
+// noConsoles is for a host that is given none.
+type noConsoles struct{}
+
+func (noConsoles) Open(string, *service.Console, string, string) (int, error) {
+	return 0, errors.New("there are no consoles here")
+}
+func (noConsoles) Resume(string, []File, string) error { return nil }
+func (noConsoles) Attach(string, bool, net.Conn) error {
+	return errors.New("there are no consoles here")
+}
+func (noConsoles) End(string)                 {}
+func (noConsoles) Suspend() map[string][]File { return nil }
 
 // Probes asks a service how it is. Exec probes are run through start.
 type Probes interface {

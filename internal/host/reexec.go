@@ -23,6 +23,8 @@ type Handover struct {
 	Kept map[string][]File `json:"kept,omitempty"`
 	// Sockets are those of the socket units, by name.
 	Sockets map[string][]int `json:"sockets,omitempty"`
+	// Consoles are the services', by the path of their cgroup.
+	Consoles map[string][]File `json:"consoles,omitempty"`
 }
 
 // FDs are all descriptors in it.
@@ -31,9 +33,11 @@ func (v *Handover) FDs() []int {
 	for _, m := range v.Notes {
 		all = append(all, m.FDs...)
 	}
-	for _, list := range v.Kept {
-		for _, f := range list {
-			all = append(all, f.FD)
+	for _, by := range []map[string][]File{v.Kept, v.Consoles} {
+		for _, list := range by {
+			for _, f := range list {
+				all = append(all, f.FD)
+			}
 		}
 	}
 	for _, fds := range v.Sockets {
@@ -88,6 +92,7 @@ func (h *Host) leave() {
 			h.said(l)
 		}
 	}
+	v.Consoles = h.o.Consoles.Suspend()
 	h.sync()
 	h.handover = v
 }
@@ -108,6 +113,8 @@ func (h *Host) takeOver(v *Handover) {
 			u.kept = v.Kept[u.cgroup]
 			delete(v.Kept, u.cgroup)
 			h.putKept(u, u.kept)
+			u.console = v.Consoles[u.cgroup]
+			delete(v.Consoles, u.cgroup)
 		}
 	}
 	for name, fds := range v.Sockets {
@@ -117,9 +124,17 @@ func (h *Host) takeOver(v *Handover) {
 		}
 	}
 	for cgroup, list := range v.Kept {
-		h.o.Keeper.Drop(keptKey(cgroup), "")
-		for _, f := range list {
-			closeAll([]int{f.FD})
-		}
+		h.giveUp(keptKey(cgroup), list)
+	}
+	for cgroup, list := range v.Consoles {
+		h.giveUp(consoleKey(cgroup), list)
+	}
+}
+
+// giveUp closes files that are for nobody.
+func (h *Host) giveUp(key string, list []File) {
+	h.o.Keeper.Drop(key, "")
+	for _, f := range list {
+		closeAll([]int{f.FD})
 	}
 }

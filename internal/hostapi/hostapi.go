@@ -9,6 +9,7 @@
 //	POST   /v1/groups/{name}/start        Result (also stop, restart, reload, reset-failed); ?wait=false returns at once
 //	POST   /v1/groups/{name}/kill         Result; ?signal=NUMBER&whom=main|control|all
 //	POST   /v1/groups/{name}/exec         runs a command beside a service's process; see ExecRequest
+//	POST   /v1/groups/{name}/attach       writes to what a service reads from, follows its terminal; see AttachRequest
 //	GET    /v1/groups/{name}/explain      Explanation
 //	GET    /v1/groups/{name}/logs         CRI log lines; see LogQuery
 //	GET    /metrics                       the host, its units and legiond itself in Prometheus' text format
@@ -153,6 +154,40 @@ type ExecEvent struct {
 	PID   int           `json:"pid,omitempty"`
 	Exit  *service.Exit `json:"exit,omitempty"`
 	Error *Error        `json:"error,omitempty"`
+}
+
+// AttachProtocol is the value of the Upgrade header of /attach.
+const AttachProtocol = "legion-attach"
+
+// AttachRequest asks for the standard input or the terminal of a service that
+// has one (service.Console). The answer is 101. Then the client sends lines of
+// AttachInput and the host lines of AttachOutput, until the client closes the
+// connection or the run is over. What a service without a terminal writes is in
+// its log alone.
+type AttachRequest struct {
+	// Service names one service of the group; empty is the only one.
+	Service string `json:"service,omitempty"`
+	// Stdin: the client wants to write.
+	Stdin bool `json:"stdin,omitempty"`
+}
+
+// AttachInput is one line to the host: what to write, the size of the client's
+// terminal, or that the input is at its end (service.Console says what becomes
+// of that).
+type AttachInput struct {
+	Data    []byte `json:"data,omitempty"`
+	Rows    uint16 `json:"rows,omitempty"`
+	Columns uint16 `json:"columns,omitempty"`
+	Close   bool   `json:"close,omitempty"`
+}
+
+// AttachOutput is one line from the host: what came from the terminal, that the
+// run is over, or why there is nothing to attach to. A connection that ends
+// without one of the latter was lost.
+type AttachOutput struct {
+	Data  []byte `json:"data,omitempty"`
+	Ended bool   `json:"ended,omitempty"`
+	Error *Error `json:"error,omitempty"`
 }
 
 // Error is the body of a failed request.

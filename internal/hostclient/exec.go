@@ -19,6 +19,9 @@ import (
 	"legion.dev/legion/internal/service"
 )
 
+// past is a deadline that is over.
+var past = time.Unix(1, 0)
+
 // Exec runs a command in the surroundings of a service, with these standard
 // descriptors, to its end. The caller's copies are closed as soon as the process
 // has its own, and in any case. When ctx ends first, the process is killed.
@@ -29,7 +32,7 @@ func (c *Client) Exec(ctx context.Context, name string, r hostapi.ExecRequest, s
 		return service.Exit{}, c.unreachable(err)
 	}
 	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(past) })()
 	exit, err := c.exec(conn, name, r, stdio)
 	if ctx.Err() != nil {
 		return exit, context.Cause(ctx)
@@ -38,7 +41,7 @@ func (c *Client) Exec(ctx context.Context, name string, r hostapi.ExecRequest, s
 }
 
 func (c *Client) exec(conn net.Conn, name string, r hostapi.ExecRequest, stdio [3]*os.File) (service.Exit, error) {
-	lines, err := c.upgrade(conn, name, r)
+	lines, err := c.upgrade(conn, name, "/exec", hostapi.ExecProtocol, r)
 	if err != nil {
 		return service.Exit{}, err
 	}
@@ -66,17 +69,17 @@ func (c *Client) exec(conn net.Conn, name string, r hostapi.ExecRequest, stdio [
 }
 
 // upgrade sends the request; what comes after the answer is to be decoded.
-func (c *Client) upgrade(conn net.Conn, name string, r hostapi.ExecRequest) (*json.Decoder, error) {
+func (c *Client) upgrade(conn net.Conn, name, what, protocol string, r any) (*json.Decoder, error) {
 	data, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("cannot write the request: %w", err)
 	}
-	req, err := http.NewRequest(http.MethodPost, "http://legiond"+group(name, "/exec"), bytes.NewReader(data))
+	req, err := http.NewRequest(http.MethodPost, "http://legiond"+group(name, what), bytes.NewReader(data))
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", hostapi.ExecProtocol)
+	req.Header.Set("Upgrade", protocol)
 	if err := req.Write(conn); err != nil {
 		return nil, c.unreachable(err)
 	}

@@ -98,6 +98,9 @@ type Request struct {
 	// Stdio, where set, are the standard descriptors, in place of what the
 	// context names. They stay open here.
 	Stdio *[3]int
+	// Stdin, where not 0, is the standard input in its place alone. It stays
+	// open here.
+	Stdin int
 	// TTY: the standard input is a terminal, which becomes the process's own.
 	TTY bool
 	// Join, where not 0, is a process that this Runner watches and whose

@@ -88,6 +88,7 @@ func (r *Runner) prepare(q *Request, l *launch) *StartError {
 			return &StartError{Stage: "make its container ready", Err: err, Code: sandbox.CodeNamespace}
 		}
 		c.Mounts = nil // they are the container's
+		c.WorkingDirectory = c.Container.Bundle
 	}
 	if len(c.Mounts) > 0 && q.Join == 0 {
 		if err := mounts.Prepare(q.Group, rootOf(&c), c.Mounts); err != nil {

@@ -52,7 +52,13 @@ func (q *Request) openStdio(c *service.ExecContext, id identity, s *stdio) *Star
 	if c.StandardInput == "socket" {
 		return q.socketStdio(c, id, s)
 	}
-	if s.fds[0], err = s.add(in, unix.O_RDONLY, 0); err != nil {
+	if q.Stdin != 0 {
+		s.fds[0] = q.Stdin
+		err = give(q.Stdin, id)
+	} else {
+		s.fds[0], err = s.add(in, unix.O_RDONLY, 0)
+	}
+	if err != nil {
 		return fail("standard input", sandbox.CodeStdin, err)
 	}
 	if s.fds[1], err = s.output(c.StandardOutput, q.Stdout, umask, id); err != nil {
@@ -81,9 +87,20 @@ func (q *Request) givenStdio(id identity, s *stdio) *StartError {
 		if id.credential == nil || unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFCHR && !q.TTY {
 			continue // /dev/null stays whose it is
 		}
-		if err := unix.Fchown(fd, int(id.uid), int(id.gid)); err != nil && !errors.Is(err, unix.EPERM) {
-			return &StartError{Stage: "open standard input and output", Err: fmt.Errorf("give it to user %d: %w", id.uid, err), Code: sandbox.CodeStdin}
+		if err := give(fd, id); err != nil {
+			return &StartError{Stage: "open standard input and output", Err: err, Code: sandbox.CodeStdin}
 		}
+	}
+	return nil
+}
+
+// give makes a file the process's own, as far as there is a right to.
+func give(fd int, id identity) error {
+	if id.credential == nil {
+		return nil
+	}
+	if err := unix.Fchown(fd, int(id.uid), int(id.gid)); err != nil && !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("give it to user %d: %w", id.uid, err)
 	}
 	return nil
 }
@@ -158,11 +175,9 @@ func (s *stdio) addFIFO(path string, id identity) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if id.credential != nil {
-		// So that the service itself can open /dev/stderr again.
-		if err := unix.Fchown(fd, int(id.uid), int(id.gid)); err != nil && !errors.Is(err, unix.EPERM) {
-			return -1, fmt.Errorf("give %s to user %d: %w", path, id.uid, err)
-		}
+	// So that the service itself can open /dev/stderr again.
+	if err := give(fd, id); err != nil {
+		return -1, fmt.Errorf("%s: %w", path, err)
 	}
 	return fd, nil
 }

@@ -6,6 +6,10 @@ import "encoding/json"
 // JSON what went wrong.
 const RuntimeLog = "runtime.log"
 
+// ConsoleSocket is where, in a container's bundle, its runtime passes on the
+// terminal that it makes for the container.
+const ConsoleSocket = "console.sock"
+
 // Pause is where a container that is there only for its PID namespace sees the
 // service manager's own program, and the name by which it then waits for its
 // end.
@@ -57,3 +61,17 @@ type Container struct {
 	// where the root is, the mounts of the volumes, the cgroup.
 	Spec json.RawMessage `json:"spec"`
 }
+
+// Console is what a service reads from where somebody may attach to it: a pipe,
+// or a terminal, which then takes its output, too.
+type Console struct {
+	// Stdin: who attaches may write.
+	Stdin bool `json:"stdin,omitempty"`
+	// Once closes a pipe when the first who was attached with an input leaves;
+	// else the service never sees its end. A terminal stays open.
+	Once     bool `json:"once,omitempty"`
+	Terminal bool `json:"terminal,omitempty"`
+}
+
+// Terminal says whether the main process has one.
+func (c *ExecContext) Terminal() bool { return c.Console != nil && c.Console.Terminal }

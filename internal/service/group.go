@@ -284,6 +284,9 @@ type ExecContext struct {
 	StandardInput  string `json:"standardInput,omitempty"`
 	StandardOutput string `json:"standardOutput,omitempty"`
 	StandardError  string `json:"standardError,omitempty"`
+	// Console, where not nil, is in place of StandardInput; a terminal is in
+	// place of all three.
+	Console *Console `json:"console,omitempty"`
 
 	NoNewPrivileges bool `json:"noNewPrivileges,omitempty"`
 	// Capabilities: nil keeps what the service manager has.

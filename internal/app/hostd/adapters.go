@@ -13,6 +13,7 @@ import (
 
 	"legion.dev/legion/internal/bundle"
 	"legion.dev/legion/internal/cgroup"
+	"legion.dev/legion/internal/console"
 	"legion.dev/legion/internal/host"
 	"legion.dev/legion/internal/machine"
 	"legion.dev/legion/internal/mounts"
@@ -70,10 +71,16 @@ func (p *processes) Exec(ctx context.Context, q host.ExecRequest, started func(p
 }
 
 func request(q host.Request) runner.Request {
-	return runner.Request{
+	r := runner.Request{
 		Group: q.Group, Service: q.Service, Run: q.Run, Command: q.Command, Context: q.Context, Env: q.Env,
 		Cgroup: q.Cgroup, Enter: q.Enter, Stdout: q.Stdout, Stderr: q.Stderr, Files: files(q.Files), PIDs: q.PIDs,
 	}
+	if q.TTY {
+		r.Stdio, r.TTY = &[3]int{q.Stdin, q.Stdin, q.Stdin}, true
+	} else {
+		r.Stdin = q.Stdin
+	}
+	return r
 }
 
 func files(list []host.File) []runner.File {
@@ -261,3 +268,38 @@ func (u units) Load() ([]service.Group, []service.Warning) {
 	}
 	return groups, problems
 }
+
+// consoles is package console as the loop wants it.
+type consoles struct{ *console.Consoles }
+
+// newConsoles keeps them over the death of legiond, where there is a keeper.
+func newConsoles(k *keeping) consoles {
+	if k == nil {
+		return consoles{console.New(nil)}
+	}
+	return consoles{console.New(keptConsoles{k})}
+}
+
+func (c consoles) Resume(key string, list []host.File, log string) error {
+	var own []console.File
+	for _, f := range list {
+		own = append(own, console.File(f))
+	}
+	return c.Consoles.Resume(key, own, log)
+}
+
+func (c consoles) Suspend() map[string][]host.File {
+	out := map[string][]host.File{}
+	for key, list := range c.Consoles.Suspend() {
+		for _, f := range list {
+			out[key] = append(out[key], host.File(f))
+		}
+	}
+	return out
+}
+
+// keptConsoles tells consoles apart from what else is kept.
+type keptConsoles struct{ k *keeping }
+
+func (c keptConsoles) Put(key string, f console.File) { c.k.Put(host.ConsoleKey+key, host.File(f)) }
+func (c keptConsoles) Drop(key, name string)          { c.k.Drop(host.ConsoleKey+key, name) }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +19,7 @@ import (
 // keeping is package keeper as the loop wants it; left is what the keeper has
 // held since an earlier legiond.
 type keeping struct {
+	mu    sync.Mutex // of k: consoles are made beside the loop
 	k     *keeper.Keeper
 	left  keeper.Left
 	notes *notify.Socket
@@ -63,27 +65,42 @@ func (k *keeping) port(notes *notify.Socket) host.Keeper {
 
 func (k *keeping) end() {
 	if k != nil {
+		k.mu.Lock()
+		defer k.mu.Unlock()
 		k.k.End()
 	}
 }
 
 func (k *keeping) Put(key string, f host.File) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if err := k.k.Put(key, keeper.File(f)); err != nil {
 		k.log.Error("a file would not outlive legiond", "file", key, "error", err)
 	}
 }
 
 func (k *keeping) Drop(key, name string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if err := k.k.Drop(key, name); err != nil {
 		k.log.Error("a file is kept that nobody wants", "file", key, "error", err)
 	}
 }
 
-func (k *keeping) Holds(key string) bool { return k.k.Holds(key) }
-func (k *keeping) Heard()                { k.k.Heard() }
+func (k *keeping) Holds(key string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.k.Holds(key)
+}
+
+func (k *keeping) Heard() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.k.Heard()
+}
 
 func (k *keeping) Hear() {
-	if k.k.Holds(keeper.Notify) {
+	if k.Holds(keeper.Notify) {
 		return
 	}
 	fd, err := k.notes.FD()
@@ -118,7 +135,7 @@ func (l *legacy) handover(k *keeping) *host.Handover {
 	if l == nil && (k == nil || len(k.left.Files)+len(k.left.Notes) == 0) {
 		return nil
 	}
-	v := &host.Handover{Crashed: true, Kept: map[string][]host.File{}, Sockets: map[string][]int{}}
+	v := &host.Handover{Crashed: true, Kept: map[string][]host.File{}, Sockets: map[string][]int{}, Consoles: map[string][]host.File{}}
 	if l != nil {
 		v = &l.Host
 	}
@@ -130,11 +147,14 @@ func (l *legacy) handover(k *keeping) *host.Handover {
 	}
 	for key, files := range k.left.Files {
 		cgroup, isKept := strings.CutPrefix(key, host.KeptKey)
+		console, isConsole := strings.CutPrefix(key, host.ConsoleKey)
 		socket, isSocket := strings.CutPrefix(key, host.SocketKey)
 		for _, f := range files {
 			switch {
 			case l == nil && isKept:
 				v.Kept[cgroup] = append(v.Kept[cgroup], host.File(f))
+			case l == nil && isConsole:
+				v.Consoles[console] = append(v.Consoles[console], host.File(f))
 			case l == nil && isSocket:
 				v.Sockets[socket] = append(v.Sockets[socket], f.FD)
 			default:
