@@ -9,6 +9,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"legion.dev/legion/internal/podspec"
 	"legion.dev/legion/internal/service"
 )
 
@@ -90,6 +91,13 @@ func (r *record) target(container string) (target, error) {
 		for _, c := range slices.Concat(r.status.InitContainerStatuses, r.status.ContainerStatuses) {
 			if w := c.State.Waiting; c.Name == container && w != nil {
 				t.Waiting = w.Reason + ": " + w.Message
+			}
+		}
+	}
+	if r.pod != nil {
+		for _, c := range slices.Concat(r.pod.Spec.InitContainers, r.pod.Spec.Containers) {
+			if c.Name == container {
+				t.Console = podspec.Console(&c)
 			}
 		}
 	}

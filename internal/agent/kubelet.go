@@ -19,6 +19,7 @@ import (
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/hostclient"
 	"legion.dev/legion/internal/podspec"
 	"legion.dev/legion/internal/prefetch"
 	"legion.dev/legion/internal/service"
@@ -30,6 +31,7 @@ type containerHost interface {
 	Logs(ctx context.Context, group string, q hostapi.LogQuery) (io.ReadCloser, error)
 	// Exec closes the files.
 	Exec(ctx context.Context, group string, r hostapi.ExecRequest, stdio [3]*os.File) (service.Exit, error)
+	Attach(ctx context.Context, group string, r hostapi.AttachRequest) (*hostclient.Attached, error)
 }
 
 // target is a container that somebody asks for.
@@ -39,6 +41,8 @@ type target struct {
 	Run, Before uint64
 	// Runs: the newest run has not ended.
 	Runs bool
+	// Console is what its process reads from where one may attach to it.
+	Console *service.Console
 	// Waiting is why there is no run, where that is known.
 	Waiting string
 	// Changed is closed at the next news of the pod, Done when nothing of it

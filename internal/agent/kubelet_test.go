@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/hostclient"
 	"legion.dev/legion/internal/service"
 )
 
@@ -101,6 +102,10 @@ func (f *fakeLogs) Logs(_ context.Context, _ string, q hostapi.LogQuery) (io.Rea
 
 func (f *fakeLogs) Exec(context.Context, string, hostapi.ExecRequest, [3]*os.File) (service.Exit, error) {
 	return service.Exit{}, errors.New("nothing is run here")
+}
+
+func (f *fakeLogs) Attach(context.Context, string, hostapi.AttachRequest) (*hostclient.Attached, error) {
+	return nil, errors.New("there is nothing to attach to")
 }
 
 func TestContainerLogs(t *testing.T) {

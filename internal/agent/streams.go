@@ -15,8 +15,6 @@ import (
 
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
-
-	"legion.dev/legion/internal/hostapi"
 )
 
 // The kubelet's bounds of a stream: how long it may be idle, and how long the
@@ -104,38 +102,6 @@ func (c toldConn) Read(p []byte) (int, error) {
 func (c toldConn) Close() error {
 	c.lost()
 	return c.Conn.Close()
-}
-
-// attacher shows what a container writes from now on. It has no standard input
-// that somebody could write to.
-type attacher struct {
-	k *kubelet
-	target
-}
-
-func (a attacher) AttachContainer(ctx context.Context, _, _, container string, in io.Reader, out, errOut io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize) error {
-	if in != nil {
-		return fmt.Errorf("container %q has no standard input: it reads from /dev/null (spec.containers[].stdin has no effect); leave --stdin out, or use kubectl exec", container)
-	}
-	body, err := a.k.newer(ctx, &a.target, a.Run-1, hostapi.LogQuery{Service: container, Follow: true})
-	if err != nil || body == nil {
-		return err
-	}
-	defer func() { _ = body.Close() }()
-	var outputs []*logOutput
-	for name, w := range map[string]io.WriteCloser{"stdout": out, "stderr": errOut} {
-		if w != nil {
-			outputs = append(outputs, &logOutput{w: w, stream: name, left: -1})
-		}
-	}
-	return eachLine(body, func() {}, func(line []byte) error {
-		for _, o := range outputs {
-			if err := o.line(line); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 func (k *kubelet) servePortForward(w http.ResponseWriter, r *http.Request) {

@@ -81,7 +81,7 @@ func Contain(s *service.Service, in Input) *Refusal {
 	}
 	s.Exec = service.ExecContext{
 		CleanEnvironment: true, PassEnvironment: []string{"PATH"}, WorkingDirectory: "/",
-		Mounts: s.Exec.Mounts, Container: c,
+		Mounts: s.Exec.Mounts, Container: c, Console: s.Exec.Console,
 		// Inherited from the runtime: it would not start a container that it
 		// cannot give this, as where there is no CAP_SYS_RESOURCE.
 		OOMScoreAdjust: s.Exec.OOMScoreAdjust,
@@ -121,6 +121,11 @@ func (in *Input) run(s *service.Service, c *service.Container) {
 	if s.Type != service.Oneshot {
 		s.Type, s.PIDFile = service.Forking, filepath.Join(c.Bundle, "pid")
 		words = append(words, "--detach", "--pid-file", s.PIDFile)
+		if s.Exec.Terminal() {
+			// Of the bundle, where the runtime is started: its full path may be
+			// longer than a socket's address.
+			words = append(words, "--console-socket", service.ConsoleSocket)
+		}
 	}
 	start := in.Runtime.command(append(words, c.ID)...)
 	// Why it cannot start a container is shown with the container.
@@ -199,7 +204,7 @@ func configuration(s *service.Service, in Input) (*specs.Spec, *Refusal) {
 	p := &specs.Process{
 		User: who, Args: argv, Env: in.environment(s), Cwd: "/",
 		Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
-		NoNewPrivileges: s.Exec.NoNewPrivileges,
+		NoNewPrivileges: s.Exec.NoNewPrivileges, Terminal: s.Exec.Terminal(),
 	}
 	for _, dir := range []string{in.Image.WorkingDir, in.Container.WorkingDir} {
 		if dir != "" {

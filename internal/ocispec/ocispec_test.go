@@ -322,3 +322,30 @@ func TestCommands(t *testing.T) {
 		t.Errorf("no signal: %v", refusal)
 	}
 }
+
+// TestTerminal: a runtime that does not stay passes the terminal on by a socket;
+// one that stays until the container ends has one of its own.
+func TestTerminal(t *testing.T) {
+	const socket = "--console-socket " + service.ConsoleSocket
+	for _, kind := range []service.Type{service.Exec, service.Oneshot} {
+		s, spec, refusal := contained(t, Image{Cmd: []string{"x"}, Env: []string{"TERM=dumb"}}, func(_ *v1.Pod, s *service.Service) {
+			s.Type, s.Exec.Console = kind, &service.Console{Terminal: true}
+			s.Exec.Environment = []string{"TERM=xterm"}
+		})
+		if refusal != nil {
+			t.Fatal(refusal)
+		}
+		if has := strings.Contains(strings.Join(s.Start[0].Argv, " "), socket); has != (kind != service.Oneshot) {
+			t.Errorf("%s: %q", kind, s.Start[0].Argv)
+		}
+		if !spec.Process.Terminal || !slices.Contains(spec.Process.Env, "TERM=xterm") || !s.Exec.Terminal() {
+			t.Errorf("%s: %+v", kind, spec.Process)
+		}
+	}
+	s, spec, _ := contained(t, Image{Cmd: []string{"x"}}, func(_ *v1.Pod, s *service.Service) {
+		s.Exec.Console = &service.Console{Stdin: true}
+	})
+	if spec.Process.Terminal || slices.Contains(s.Start[0].Argv, "--console-socket") {
+		t.Errorf("with a pipe alone: %q, %+v", s.Start[0].Argv, spec.Process)
+	}
+}

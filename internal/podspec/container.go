@@ -37,6 +37,7 @@ func (c *compiler) container(ctr *v1.Container, at string) service.Service {
 		Exec: service.ExecContext{
 			CleanEnvironment: true,
 			WorkingDirectory: ctr.WorkingDir,
+			Console:          Console(ctr),
 		},
 	}
 	if s.Exec.WorkingDirectory == "" {
@@ -100,6 +101,14 @@ func (c *compiler) terminationMessage(ctr *v1.Container, s *service.Service) {
 	if m != (service.TerminationMessage{}) {
 		s.TerminationMessage = &m
 	}
+}
+
+// Console is what a container reads from where one may attach to it.
+func Console(ctr *v1.Container) *service.Console {
+	if !ctr.Stdin && !ctr.TTY {
+		return nil
+	}
+	return &service.Console{Stdin: ctr.Stdin, Once: ctr.StdinOnce, Terminal: ctr.TTY}
 }
 
 func command(argv []string) service.Command {

@@ -40,6 +40,9 @@ func (e *environment) list() []string {
 func (c *compiler) environment(ctr *v1.Container, at string) *environment {
 	env := &environment{values: map[string]string{}}
 	env.set("HOSTNAME", c.node.Name)
+	if ctr.TTY {
+		env.set("TERM", "xterm") // as container runtimes do
+	}
 	before := map[string]string{"HOSTNAME": c.node.Name}
 	if host, port := c.node.ServerHost, c.node.ServerPort; host != "" {
 		// The service "kubernetes": by these a program in a pod finds the API.

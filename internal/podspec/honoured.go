@@ -55,8 +55,6 @@ func (c *compiler) containerFields(ctr *v1.Container, at string) {
 	when(len(ctr.RestartPolicyRules) > 0, "restartPolicyRules")
 	when(len(ctr.VolumeDevices) > 0, "volumeDevices")
 	when(!c.node.Root && ctr.TerminationMessagePath != "" && ctr.TerminationMessagePath != v1.TerminationMessagePathDefault, "terminationMessagePath")
-	when(ctr.Stdin, "stdin")
-	when(ctr.TTY, "tty")
 	if !c.node.Root {
 		for i, m := range ctr.VolumeMounts {
 			c.mount(m, fmt.Sprintf("%s.volumeMounts[%d]", at, i))
