@@ -70,6 +70,7 @@ func up(dir string) (*fleet, error) {
 			Entrypoint: []string{"/standin"}, Cmd: []string{"tell", "then", "stay"}, Env: []string{"COLOUR=red", "SHAPE=round"},
 			User: "app", WorkingDir: "/srv", StopSignal: "SIGQUIT",
 		}),
+		f.image("standin:talk", []string{"/standin"}, f.standin, imagev1.Config{Cmd: []string{"/standin", "talk"}}),
 		f.image("standin:number", []string{"/standin"}, f.standin, imagev1.Config{Entrypoint: []string{"/standin"}, User: "1000"}))
 }
 
@@ -87,17 +88,13 @@ func (f *fleet) home() string { return filepath.Join(f.dir, "fleet") }
 
 // program runs one of the programs that make has built.
 func (f *fleet) program(stdin, program string, args ...string) (string, error) {
-	bin := os.Getenv("LEGION_BIN")
-	if bin == "" {
-		bin, _ = filepath.Abs("../../bin")
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if !filepath.IsAbs(program) {
-		program = filepath.Join(bin, program)
+		program = f.binary(program)
 	}
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = append(os.Environ(), "LEGION_DIR="+f.home(), "KUBECONFIG="+filepath.Join(f.home(), "admin.kubeconfig"))
+	cmd.Env = f.environ()
 	cmd.Stdin = strings.NewReader(stdin)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

@@ -69,6 +69,7 @@ func params(runtime string) testscript.Params {
 			"apply": apply, "until": until, "log": readLog, "event": event, "delete": remove, "gone": gone,
 			"now": now, "in": in, "condition": condition, "debug": debug, "push": push,
 			"process": process, "namespaces": namespaces, "signal": signal, "cgroup": limits, "mount": mount, "mounted": mounted,
+			"begin": begin, "say": say, "see": see, "size": size, "leave": leave, "ended": ended, "strike": killPrograms, "over": over,
 		},
 	}
 }
@@ -92,6 +93,7 @@ type script struct {
 	// at is a directory of the node that no other script uses; port is the
 	// first of ten.
 	at, port string
+	sessions map[string]*session
 	replace  *strings.Replacer
 	cancel   context.CancelFunc
 
@@ -114,7 +116,7 @@ func newScript(f *fleet, runtime, name string) (*script, error) {
 		at: filepath.Join(f.dir, "at", name+"-"+runtime), port: fmt.Sprint(21000 + 10*ports.Add(1)),
 		seen: map[string][]*corev1.Pod{}, matched: map[string]int{}, changed: make(chan struct{}),
 	}
-	values := []string{"@AT@", s.at, "@PORT@", s.port, "@STANDIN@", s.standin(), "@NODE@", node, "@NAMESPACE@", s.namespace}
+	values := []string{"@AT@", s.at, "@PORT@", s.port, "@STANDIN@", s.standin(), "@NODE@", node, "@RUNTIME@", runtime, "@NAMESPACE@", s.namespace}
 	for i := range 10 {
 		values = append(values, fmt.Sprintf("@PORT%d@", i), s.port[:len(s.port)-1]+strconv.Itoa(i))
 	}

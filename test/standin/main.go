@@ -58,6 +58,7 @@ var steps = map[string]func(args []string) error{
 		time.Sleep(d)
 		return err
 	},
+	"talk": func([]string) error { return talk() },
 	"stay": func([]string) error { return stay() },
 }
 
