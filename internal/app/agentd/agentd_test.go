@@ -62,6 +62,7 @@ func TestNode(t *testing.T) {
 	f.sub("bad pods", func(t *testing.T) { f.badPods(t) })
 	f.sub("environment", func(t *testing.T) { f.environment(t) })
 	f.sub("once", func(t *testing.T) { f.once(t) })
+	f.sub("expired", func(t *testing.T) { f.expired(t, pod) })
 	f.sub("gone while away", func(t *testing.T) { f.goneWhileAway(t, pod) })
 	f.sub("joining", func(t *testing.T) { f.joining(t) })
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	fleets "legion.dev/legion/internal/fleet"
 	"legion.dev/legion/internal/hostapi"
@@ -131,6 +132,26 @@ func (f *fleet) comesBack(t *testing.T, join func(line, node string) error) {
 	if err := join(f.token(), "n1"); err == nil || !strings.Contains(err.Error(), "this host is a node already") {
 		t.Errorf("once more: %v", err)
 	}
+}
+
+// expired: an agent that starts with a certificate that has expired uses the
+// token that it is given, and its pods run on.
+func (f *fleet) expired(t *testing.T, pod *v1.Pod) {
+	pid := f.pid(pod)
+	f.end("legion-agent", syscall.SIGTERM)
+	f.end("legion-server", syscall.SIGTERM)
+	f.expire(t)
+	f.server()
+	f.agent("--token", f.token())
+	rejoined := f.create("rejoined", named, "sh", "-c", forever)
+	f.pod("rejoined", ready)
+	if now := f.pid(pod); now != pid {
+		t.Errorf("the pod's process was %d, and is %d", pid, now)
+	}
+	if err := f.api.CoreV1().Pods("default").Delete(f.ctx, rejoined.Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	f.pod("rejoined", func(p *v1.Pod) bool { return p == nil })
 }
 
 // expire puts a certificate in place of the agent's that is the same but for
