@@ -79,8 +79,14 @@ func TestChaos(t *testing.T) {
 		"store.service": head + "Type=notify\nFileDescriptorStoreMax=1\nEnvironment=LEGION_TEST_DAEMON=store\nExecStart=" + exe + install,
 		"ready.service": head + "Type=notify\nTimeoutStartSec=5\nEnvironment=LEGION_TEST_DAEMON=slow\nExecStart=" + exe + install,
 	})
+	// A hang-up or an end of input would end these.
+	d.put(readsFrom("tty", "exec cat", service.Console{Stdin: true, Terminal: true}))
+	d.put(readsFrom("pipe", "exec cat", service.Console{Stdin: true, Once: true}))
+	again := readsFrom("again", "echo again; sleep 0.02", service.Console{Stdin: true, Terminal: true})
+	again.Services[0].Restart = service.Restart{Mode: service.RestartAlways}
+	d.put(again)
 	steady := map[string]service.Status{}
-	for _, name := range []string{"s3.service", "lines.service"} {
+	for _, name := range []string{"s3.service", "lines.service", "tty", "pipe"} {
 		steady[name] = d.running(name)
 	}
 	steady["ready.service"] = d.until("ready.service", func(s service.Status) bool { return s.Main != nil && s.Main.PID != 0 })
@@ -121,6 +127,12 @@ func TestChaos(t *testing.T) {
 			t.Errorf("%s was %+v and is %+v", name, before.Main, s.Main)
 		}
 	}
+	a := d.attach("tty")
+	a.say("typed\n")
+	a.until("typed\r\ntyped\r\n") // the terminal's echo, and cat's
+	a = d.attach("pipe")
+	a.say("piped\n")
+	d.said("pipe", "piped")
 	text := d.until("ready.service", func(s service.Status) bool { return s.Text != "" }).Text
 	d.until("ready.service", func(s service.Status) bool { return s.Text > text || len(s.Text) > len(text) })
 	kill(t, steady["store.service"].Main.PID)
