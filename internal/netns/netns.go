@@ -155,7 +155,7 @@ func (n Network) ensureHub() error {
 	}
 	// Lets nodes reach beyond this machine where the host forwards and
 	// translates for them; where it does not, nothing changes.
-	_ = within(n.HubPath(), func() error {
+	_ = Within(n.HubPath(), func() error {
 		return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0)
 	})
 	return nil
@@ -419,8 +419,9 @@ func create(name string) error {
 	return <-done
 }
 
-// within runs f on a thread that is in the namespace of that path.
-func within(path string, f func() error) error {
+// Within runs f on a thread that is in the network namespace of that path: the
+// sockets that f opens stay there.
+func Within(path string, f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine

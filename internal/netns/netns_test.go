@@ -93,14 +93,14 @@ func TestNetworkIsReachableAndMadeOnce(t *testing.T) {
 		if from == "" {
 			err = dial()
 		} else {
-			err = within(from, dial)
+			err = Within(from, dial)
 		}
 		if err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	for i, node := range []string{"n1", "n2"} {
-		if err := within(n.NodePath(node), func() error {
+		if err := Within(n.NodePath(node), func() error {
 			l, err := net.Listen("tcp", netip.AddrPortFrom(n.NodeAddr(i+1), 9100).String())
 			if err != nil {
 				return err

@@ -7,11 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"testing"
 	"time"
-
-	vnetns "github.com/vishvananda/netns"
 
 	"legion.dev/legion/internal/netns"
 )
@@ -19,29 +16,14 @@ import (
 // in runs f on a thread in the namespace at path: sockets that it opens stay there.
 func in[T any](t *testing.T, path string, f func() (T, error)) T {
 	t.Helper()
-	type result struct {
-		value T
-		err   error
+	var value T
+	if err := netns.Within(path, func() (err error) {
+		value, err = f()
+		return err
+	}); err != nil {
+		t.Fatal(err)
 	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // never unlocked
-		var r result
-		ns, err := vnetns.GetFromPath(path)
-		if err == nil {
-			err = vnetns.Set(ns)
-			_ = ns.Close()
-		}
-		if r.err = err; err == nil {
-			r.value, r.err = f()
-		}
-		done <- r
-	}()
-	r := <-done
-	if r.err != nil {
-		t.Fatal(r.err)
-	}
-	return r.value
+	return value
 }
 
 // wire gives a connection from a node to an echo in the hub, through a cable.

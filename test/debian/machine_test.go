@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,11 +20,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/hostclient"
+	"legion.dev/legion/internal/netns"
+	"legion.dev/legion/test/built"
 )
 
 // stateDir is legiond's directory on the machine.
@@ -39,15 +39,6 @@ type machine struct {
 	cmd    *exec.Cmd
 	// user: it has a user namespace of its own.
 	user bool
-}
-
-// binDir holds the built programs.
-func binDir() string {
-	if dir := os.Getenv("LEGION_BIN"); dir != "" {
-		return dir
-	}
-	dir, _ := filepath.Abs("../../bin")
-	return dir
 }
 
 // mountScript makes the machine below $BASE, in a mount namespace of its own,
@@ -116,7 +107,7 @@ func newMachine(t *testing.T, debs string) *machine {
 	}
 	t.Cleanup(func() { _ = unix.Unmount(fs, unix.MNT_DETACH) })
 	cmd := exec.Command("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child", "sh", "-c", mountScript)
-	cmd.Env = []string{"BIN=" + binDir(), "DEBS=" + debs, "FS=" + fs, "LOWER=/", "OWN="}
+	cmd.Env = []string{"BIN=" + built.Dir(), "DEBS=" + debs, "FS=" + fs, "LOWER=/", "OWN="}
 	m := &machine{base: base, cmd: cmd}
 	m.boot(t, "legiond.log")
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid))
@@ -321,23 +312,9 @@ func (m *machine) show(t *testing.T, unit, property string) string {
 	return strings.TrimSpace(m.run(t, "systemctl", "show", "--value", "-p", property, unit))
 }
 
-// inside runs f on a thread that is in the machine's network.
+// inside runs f in the machine's network.
 func (m *machine) inside(f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		// The thread is not let go: it ends with this goroutine.
-		runtime.LockOSThread()
-		ns, err := netns.GetFromPath(fmt.Sprintf("/proc/%d/ns/net", m.pid))
-		if err == nil {
-			defer ns.Close()
-			err = netns.Set(ns)
-		}
-		if err == nil {
-			err = f()
-		}
-		result <- err
-	}()
-	return <-result
+	return netns.Within(fmt.Sprintf("/proc/%d/ns/net", m.pid), f)
 }
 
 // dial connects as a program on the machine would.

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,13 +18,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/hostclient"
 	"legion.dev/legion/internal/keeper"
+	"legion.dev/legion/internal/netns"
 	"legion.dev/legion/internal/service"
+	"legion.dev/legion/test/built"
 )
 
 // debianUnits are the packaged units that the tests run, unmodified.
@@ -109,7 +109,7 @@ func (h *daemonHost) start(t *testing.T) {
 	}
 	defer log.Close()
 	// Not "ip netns exec": it would put a /sys without cgroups into place.
-	h.cmd = exec.Command("nsenter", "--net="+h.ns, filepath.Join(binDir(), "legiond"), "--dir", h.dir, "--units", filepath.Join(h.dir, "units"))
+	h.cmd = exec.Command("nsenter", "--net="+h.ns, filepath.Join(built.Dir(), "legiond"), "--dir", h.dir, "--units", filepath.Join(h.dir, "units"))
 	h.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path)
 	h.cmd.Stdout, h.cmd.Stderr = log, log
 	if err := h.cmd.Start(); err != nil {
@@ -169,7 +169,7 @@ func (h *daemonHost) processes() map[int]string {
 		}
 		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		text := strings.ReplaceAll(string(cmdline), "\x00", " ")
-		if len(cmdline) > 0 && !strings.Contains(text, filepath.Join(binDir(), "legiond")) && !strings.HasPrefix(text, keeper.Argv0) {
+		if len(cmdline) > 0 && !strings.Contains(text, filepath.Join(built.Dir(), "legiond")) && !strings.HasPrefix(text, keeper.Argv0) {
 			out[pid] = text
 		}
 	}
@@ -179,7 +179,7 @@ func (h *daemonHost) processes() map[int]string {
 // legion runs a verb and gives its output.
 func (h *daemonHost) legion(t *testing.T, args ...string) string {
 	t.Helper()
-	return daemonRun(t, filepath.Join(binDir(), "legion"), append([]string{"-H", h.dir}, args...)...)
+	return daemonRun(t, filepath.Join(built.Dir(), "legion"), append([]string{"-H", h.dir}, args...)...)
 }
 
 func (h *daemonHost) client() *hostclient.Client {
@@ -233,26 +233,11 @@ func (h *daemonHost) killed(t *testing.T, unit string) {
 }
 
 // dial connects inside the namespace.
-func (h *daemonHost) dial(_ context.Context, network, address string) (net.Conn, error) {
-	// A thread that cannot go back stays locked, and ends with its goroutine.
-	runtime.LockOSThread()
-	back, err := netns.Get()
-	if err != nil {
-		return nil, err
-	}
-	defer back.Close()
-	ns, err := netns.GetFromPath(h.ns)
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
-	if err := netns.Set(ns); err != nil {
-		return nil, err
-	}
-	c, err := net.DialTimeout(network, address, 5*time.Second)
-	if netns.Set(back) == nil {
-		runtime.UnlockOSThread()
-	}
+func (h *daemonHost) dial(_ context.Context, network, address string) (c net.Conn, err error) {
+	err = netns.Within(h.ns, func() (err error) {
+		c, err = net.DialTimeout(network, address, 5*time.Second)
+		return err
+	})
 	return c, err
 }
 

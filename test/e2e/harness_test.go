@@ -31,6 +31,7 @@ import (
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/hostclient"
 	"legion.dev/legion/internal/service"
+	"legion.dev/legion/test/built"
 )
 
 // need skips a test that starts real fleets and daemons, unless asked for.
@@ -47,15 +48,6 @@ func needRoot(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: network namespaces and mounts")
 	}
-}
-
-// binDir holds the built programs.
-func binDir() string {
-	if dir := os.Getenv("LEGION_BIN"); dir != "" {
-		return dir
-	}
-	dir, _ := filepath.Abs("../../bin")
-	return dir
 }
 
 // fleet is a running fleet and the means to look at it.
@@ -130,7 +122,7 @@ func runEnv(timeout time.Duration, env []string, stdin, name string, args ...str
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	if strings.HasPrefix(name, "legion") {
-		name = filepath.Join(binDir(), name)
+		name = filepath.Join(built.Dir(), name)
 	}
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), env...)
@@ -173,7 +165,7 @@ func (f *fleet) kubectlCommand(args ...string) (name string, all []string) {
 	if path, err := exec.LookPath("kubectl"); err == nil {
 		return path, args
 	}
-	return filepath.Join(binDir(), "legion"), append([]string{"kubectl"}, args...)
+	return filepath.Join(built.Dir(), "legion"), append([]string{"kubectl"}, args...)
 }
 
 func (f *fleet) apply(t *testing.T, manifest string) {

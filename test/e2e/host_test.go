@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"legion.dev/legion/test/built"
 )
 
 // shortDir is a temporary directory with a path short enough for sockets.
@@ -32,7 +34,7 @@ func startHost(t *testing.T, dir string, args ...string) *os.Process {
 		t.Fatal(err)
 	}
 	defer notify.Close()
-	cmd := exec.Command(filepath.Join(binDir(), "legiond"), append([]string{"--dir", dir}, args...)...)
+	cmd := exec.Command(filepath.Join(built.Dir(), "legiond"), append([]string{"--dir", dir}, args...)...)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+notify.LocalAddr().String())
 	var log strings.Builder
 	cmd.Stdout, cmd.Stderr = &log, &log
@@ -95,7 +97,7 @@ ExecStart=/bin/sh -c 'i=0; while [ $$i -lt %d ]; do printf "line %%%%05d %%%%088
 		t.Fatal(err)
 	}
 	// The reader follows until the last line is there.
-	follow := exec.Command(filepath.Join(binDir(), "legion"), "logs", h, "-f", "-n", "-1", "chatty.service")
+	follow := exec.Command(filepath.Join(built.Dir(), "legion"), "logs", h, "-f", "-n", "-1", "chatty.service")
 	pipe, err := follow.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

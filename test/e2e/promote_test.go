@@ -8,12 +8,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"legion.dev/legion/test/built"
 )
 
 // promoted prints the DaemonSet of a unit and what legion says about it.
 func promoted(t *testing.T, units, unit string, args ...string) (manifest, said string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), filepath.Join(binDir(), "legion"), append([]string{"promote", "--units", units, unit}, args...)...)
+	cmd := exec.CommandContext(t.Context(), filepath.Join(built.Dir(), "legion"), append([]string{"promote", "--units", units, unit}, args...)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
@@ -27,7 +29,7 @@ func promoted(t *testing.T, units, unit string, args ...string) (manifest, said 
 func TestPromotedUnitRunsOnEveryNode(t *testing.T) {
 	f := shareFleet(t)
 	dir := t.TempDir()
-	if err := os.Symlink(filepath.Join(binDir(), "legion"), filepath.Join(dir, "systemd-notify")); err != nil {
+	if err := os.Symlink(filepath.Join(built.Dir(), "legion"), filepath.Join(dir, "systemd-notify")); err != nil {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{

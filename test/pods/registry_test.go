@@ -17,7 +17,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -26,9 +25,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 	imagev1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"legion.dev/legion/internal/netns"
 	"legion.dev/legion/test/standin/standinimage"
 )
 
@@ -128,26 +127,11 @@ func (s *source) open() error {
 }
 
 // listenIn listens in a network namespace.
-func listenIn(path, address string) (net.Listener, error) {
-	// A thread that cannot go back stays locked, and ends with its goroutine.
-	runtime.LockOSThread()
-	back, err := netns.Get()
-	if err != nil {
-		return nil, err
-	}
-	defer back.Close()
-	there, err := netns.GetFromPath(path)
-	if err != nil {
-		return nil, err
-	}
-	defer there.Close()
-	if err := netns.Set(there); err != nil {
-		return nil, err
-	}
-	l, err := net.Listen("tcp", address)
-	if netns.Set(back) == nil {
-		runtime.UnlockOSThread()
-	}
+func listenIn(path, address string) (l net.Listener, err error) {
+	err = netns.Within(path, func() (err error) {
+		l, err = net.Listen("tcp", address)
+		return err
+	})
 	return l, err
 }
 
