@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -165,7 +166,6 @@ func specOf(c *service.ExecContext, id identity) sandbox.Spec {
 		NetNS: c.NetworkNamespacePath, Nice: c.Nice, OOMScoreAdjust: c.OOMScoreAdjust,
 		UMask: umaskOf(c), Root: c.RootDirectory, Bounding: c.CapabilityBoundingSet,
 		Credential: id.credential, Ambient: c.AmbientCapabilities,
-		Dir: c.WorkingDirectory, DirOptional: c.WorkingDirectoryOptional,
 		Mounts: mountsOf(c), ReadOnlyRoot: c.ReadOnlyRoot,
 		NoNewPrivileges: c.NoNewPrivileges, IgnoreSIGPIPE: c.IgnoreSIGPIPE == nil || *c.IgnoreSIGPIPE,
 	}
@@ -176,16 +176,23 @@ func specOf(c *service.ExecContext, id identity) sandbox.Spec {
 		}
 		s.Rlimits[name] = sandbox.Rlimit{Soft: l.Soft, Hard: l.Hard}
 	}
-	switch {
-	case s.Dir == "~" && id.home != "":
-		s.Dir = id.home
-	case s.Dir == "~" || s.Dir == "" && os.Geteuid() != 0:
-		s.Dir, _ = os.UserHomeDir()
-	}
-	if s.Dir == "" {
-		s.Dir = "/"
-	}
+	own, _ := os.UserHomeDir()
+	s.Dir, s.DirOptional = workingDirectory(c, id.home, own, os.Geteuid() == 0)
 	return s
+}
+
+// workingDirectory is where a command runs. A legiond without privileges runs
+// its own user's services in that user's home, where it can be entered, as
+// systemd's user manager does.
+func workingDirectory(c *service.ExecContext, home, own string, root bool) (dir string, optional bool) {
+	dir, optional = c.WorkingDirectory, c.WorkingDirectoryOptional
+	switch {
+	case dir == "~":
+		dir = cmp.Or(home, own)
+	case dir == "" && !root:
+		dir, optional = own, true
+	}
+	return cmp.Or(dir, "/"), optional
 }
 
 // rootOf is the service's root directory, empty where it is the host's.
