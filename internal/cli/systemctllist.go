@@ -25,12 +25,13 @@ func (c *systemctl) list(ctx context.Context, client *hostclient.Client, verb st
 	case "list-dependencies":
 		return c.listDependencies(groups)
 	case "list-jobs":
-		_, err := fmt.Fprintln(c.Out, "No jobs running.")
-		return err
+		return c.listJobs(groups)
 	case "list-timers":
 		return c.listTimers(groups, time.Now())
-	case "list-sockets", "list-paths":
-		c.types = []string{strings.TrimSuffix(strings.TrimPrefix(verb, "list-"), "s")}
+	case "list-sockets":
+		return c.listSockets(groups)
+	case "list-paths":
+		c.types = []string{"path"}
 		return c.listUnits(groups)
 	}
 	return nil

@@ -233,7 +233,11 @@ func (g *group) status(logs Logs, lost []string, without func(*service.ExecConte
 }
 
 func (h *Host) wire(g *group) hostapi.Group {
-	return view.Wire(g.spec, g.status(h.o.Logs, h.o.Cgroups.Lost(), h.o.Processes.Without))
+	w := view.Wire(g.spec, g.status(h.o.Logs, h.o.Cgroups.Lost(), h.o.Processes.Without))
+	if j := g.job; j != nil {
+		w.Job = &hostapi.Job{ID: j.id, Type: string(j.kind), Running: j.running, By: j.by}
+	}
+	return w
 }
 
 // historyLength is how many transitions are kept in memory for each group.

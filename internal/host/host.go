@@ -73,6 +73,8 @@ type Host struct {
 	started time.Time
 
 	groups map[string]*group
+	// jobs is how many were made.
+	jobs uint64
 	// pending are the groups that have a job.
 	pending map[string]*group
 	// waiting are those of pending that wait for the jobs of others; unsettled

@@ -25,6 +25,7 @@ const (
 // job brings one group where somebody wants it. A group has one at most; it
 // waits for those of other groups that are ordered before it.
 type job struct {
+	id    uint64
 	kind  jobKind
 	by    string
 	grace *time.Duration
@@ -94,7 +95,8 @@ func (h *Host) install(g *group, j *job, tell func(outcome)) {
 		g.waits = nil
 	}
 	j.done, j.runs = map[string]bool{}, map[string]uint64{}
-	g.job = j
+	h.jobs++
+	j.id, g.job = h.jobs, j
 	h.pending[g.spec.Name], h.waiting[g.spec.Name] = g, g
 	h.unsettled, h.stale = true, true
 	h.dirty[g.spec.Name] = struct{}{}

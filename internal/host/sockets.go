@@ -222,6 +222,10 @@ func (h *Host) incoming(name string) {
 		return
 	}
 	k, spec := g.sockets, g.spec.Socket
+	if g.goesDown() {
+		h.refuse(g)
+		return
+	}
 	if k.tooOften(spec, time.Now()) {
 		h.stale = true // the alarm looks again
 		return
@@ -237,6 +241,23 @@ func (h *Host) incoming(name string) {
 	k.state, k.since, k.last = service.TriggerRunning, h.clock.Real(), h.clock.Real()
 	h.dirty[name] = struct{}{}
 	h.trip(g, spec.Unit, fmt.Sprintf("something came in on %s", name))
+}
+
+// refuse closes what comes in on a socket that waits for its stop: to start its
+// unit would undo that stop, and who connects must not wait for an answer that
+// nobody will give. What is no connection is left, and looked at again later.
+func (h *Host) refuse(g *group) {
+	k := g.sockets
+	for _, fd := range k.fds {
+		conn, _, err := h.o.Sockets.Accept(fd)
+		for ; err == nil; conn, _, err = h.o.Sockets.Accept(fd) {
+			unix.Close(conn)
+		}
+		if !errors.Is(err, ErrNone) {
+			k.putOff, h.stale = time.Now().Add(tripInterval), true
+		}
+	}
+	h.listen(g)
 }
 
 // accept gives each connection that waits an instance of its own.

@@ -215,6 +215,9 @@ func (h *Host) elapsed(g *group, what string) {
 
 // trip starts the group that a timer, path or socket is for.
 func (h *Host) trip(g *group, name, by string) {
+	if g.goesDown() {
+		return
+	}
 	unit := h.demand(name)
 	if unit == nil {
 		h.breaks(g, fmt.Sprintf("there is no unit %s to start", name))
@@ -227,6 +230,9 @@ func (h *Host) trip(g *group, name, by string) {
 		h.dirty[unit.spec.Name] = struct{}{} // noticed looks at it
 	})
 }
+
+// goesDown says whether a stop of the group waits or is under way.
+func (g *group) goesDown() bool { return g.job != nil && g.job.kind == stopJob }
 
 // seen keeps when a group last left rest and came back to it.
 func (h *Host) seen(g *group, t machine.Transition) {

@@ -52,6 +52,18 @@ type Group struct {
 	// ActiveState and SubState are systemd's view of the status.
 	ActiveState string `json:"activeState"`
 	SubState    string `json:"subState"`
+	// Job is what is being done to it, or waits to be.
+	Job *Job `json:"job,omitempty"`
+}
+
+// Job brings a group where somebody wants it.
+type Job struct {
+	ID   uint64 `json:"id"`
+	Type string `json:"type"` // start, stop, restart or reload
+	// Running is false while it waits for the jobs of other groups.
+	Running bool `json:"running"`
+	// By is who asked for it.
+	By string `json:"by,omitempty"`
 }
 
 // EventType says what an Event is about.

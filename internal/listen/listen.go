@@ -301,9 +301,13 @@ func links(s *service.Socket) error {
 	return nil
 }
 
-// Accept takes one connection; ErrNone where none waits. The text names both
-// ends, for the name of the instance.
+// Accept takes one connection; ErrNone where none waits, also of a socket that
+// would block, as those are that services get whole. The text names both ends,
+// for the name of the instance.
 func Accept(fd int) (conn int, ends string, err error) {
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); n == 0 || err != nil {
+		return -1, "", ErrNone
+	}
 	conn, from, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
 	switch {
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.EINTR):

@@ -155,6 +155,65 @@ func TestSocketOfAServiceThatTakesNothing(t *testing.T) {
 
 // TestSocketIsPutOff: what waits on a socket is not looked at more often than
 // PollLimitBurst= says; the socket does not fail, and is looked at again.
+// TestSocketThatWaitsForItsStop: what comes in meanwhile is refused, and starts
+// nothing, which would undo the stop.
+func TestSocketThatWaitsForItsStop(t *testing.T) {
+	dir := t.TempDir()
+	path, hold := filepath.Join(dir, "s"), filepath.Join(dir, "hold")
+	if err := unix.Mkfifo(hold, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := newDaemon(t, map[string]string{
+		"s.socket":   "[Socket]\nListenStream=" + path + "\n",
+		"s.service":  "[Unit]\nRequires=s.socket\n[Service]\nExecStart=/bin/sleep 1000\n",
+		"up.service": "[Unit]\nAfter=s.socket\n[Service]\nExecStart=/bin/sleep 1000\nExecStop=/bin/sh -c 'read x <" + hold + "'\n",
+	})
+	d.must("s.socket", "start")
+	d.must("up.service", "start")
+	stopped := make(chan error, 2)
+	for _, name := range []string{"up.service", "s.socket"} {
+		go func() { stopped <- d.do(name, "stop") }()
+		d.hasJob(name, "stop")
+	}
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	if n, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection is not refused: %d bytes, %v", n, err)
+	}
+	if err := os.WriteFile(hold, []byte("go on\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+	}
+	for _, name := range []string{"s.socket", "s.service"} {
+		if g, err := d.client.Group(d.ctx, name); err != nil || g.ActiveState != "inactive" {
+			t.Errorf("%s is %s, %v", name, g.ActiveState, err)
+		}
+	}
+}
+
+// hasJob waits until the group has the job.
+func (d *daemon) hasJob(name, kind string) {
+	d.t.Helper()
+	found := errors.New("found")
+	err := d.client.Watch(d.ctx, func(ev hostapi.Event) error {
+		if ev.Name == name && ev.Group != nil && ev.Group.Job != nil && ev.Group.Job.Type == kind {
+			return found
+		}
+		return nil
+	})
+	if !errors.Is(err, found) {
+		d.t.Fatalf("%s has no %s job: %v", name, kind, err)
+	}
+}
+
 func TestSocketIsPutOff(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	d := newDaemon(t, map[string]string{
