@@ -30,6 +30,7 @@ var Rings = map[string]int{
 	"internal/runner":     2,
 	"internal/sandbox":    2,
 	"internal/cgroup":     2,
+	"internal/condition":  2,
 	"internal/mounts":     2,
 	"internal/bundle":     2,
 	"internal/volume":     2,

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -59,7 +60,8 @@ func serviceProperties(g *hostapi.Group) []property {
 		name string
 		list []service.Command
 	}{
-		{"ExecStartPre", svc.StartPre},
+		{"ExecCondition", slices.DeleteFunc(slices.Clone(svc.StartPre), func(c service.Command) bool { return !c.Condition })},
+		{"ExecStartPre", slices.DeleteFunc(slices.Clone(svc.StartPre), func(c service.Command) bool { return c.Condition })},
 		{"ExecStart", svc.Start},
 		{"ExecStartPost", svc.StartPost},
 		{"ExecReload", svc.Reload},

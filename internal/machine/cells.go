@@ -122,7 +122,10 @@ func (s *step) next(main bool, timeout time.Duration, index int) bool {
 func (s *step) preExited() {
 	index := s.Control.Index
 	f, words := s.procGone()
+	c := s.commands(service.StartPre)
 	switch {
+	case f == service.ExitCode && index < len(c) && c[index].Condition && !s.ev.Exit.Unknown && s.ev.Exit.Code < 255:
+		s.enterSignal(service.StopSigterm, service.SkipCondition, "the start was skipped: "+words)
 	case f != service.Success:
 		s.enterSignal(service.StopSigterm, f, words)
 	case !s.next(false, s.Service.TimeoutStart, index+1):

@@ -241,6 +241,38 @@ func TestOneshotRunsInOrder(t *testing.T) {
 		stop: dead`)
 }
 
+// TestExecCondition: what says no skips the start, which is no failure and no
+// reason to restart; 255 is a failure.
+func TestExecCondition(t *testing.T) {
+	s := service.Service{
+		StartPre: []service.Command{{Path: "/if", Condition: true}, {Path: "/pre"}},
+		Restart:  service.Restart{Mode: service.RestartAlways, Delay: time.Second},
+	}
+	p := play(t, s).start().up().control(1)
+	p.check(`
+		start: start-pre, run start-pre[0]
+		up 101: (start-pre)
+		control exits 1: dead`)
+	if p.in.Result != service.SkipCondition {
+		t.Errorf("the result is %s", p.in.Result)
+	}
+	play(t, s).start().up().control(0).up().control(1).check(`
+		start: start-pre, run start-pre[0]
+		up 101: (start-pre)
+		control exits 0: run start-pre[1]
+		up 102: (start-pre)
+		control exits 1: auto-restart`)
+	s.Restart.Mode = service.RestartNo
+	p = play(t, s).start().up().control(255)
+	p.check(`
+		start: start-pre, run start-pre[0]
+		up 101: (start-pre)
+		control exits 255: failed`)
+	if p.in.Result != service.ExitCode {
+		t.Errorf("the result is %s", p.in.Result)
+	}
+}
+
 func TestNotifyReloadAndWatchdog(t *testing.T) {
 	p := play(t, service.Service{Type: service.NotifyReload, Watchdog: 30 * time.Second, TimeoutStart: time.Minute})
 	p.start().up().notify(Note{Ready: true}).reload().notify(Note{Reloading: true}).notify(Note{Ready: true})

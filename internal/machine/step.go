@@ -398,7 +398,8 @@ func (s *step) enterDead(reason string) {
 	s.StopBy = time.Time{}
 	s.Main, s.Control, s.MainUnknown = nil, nil, false
 	again := s.Again
-	restart := !again && s.shallRestart()
+	skipped := s.Result == service.SkipCondition
+	restart := !again && !skipped && s.shallRestart()
 	s.emit(CleanUp{Run: s.Run, Restarting: again || restart})
 	switch {
 	case again:
@@ -406,7 +407,7 @@ func (s *step) enterDead(reason string) {
 		s.begin("restarted by request")
 	case restart:
 		s.enterAutoRestart(reason)
-	case s.Result == service.Success:
+	case s.Result == service.Success || skipped:
 		s.enter(service.Dead, reason)
 	default:
 		s.enter(service.Failed, reason)

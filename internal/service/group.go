@@ -240,6 +240,9 @@ type Command struct {
 	// KeepUser is the prefix "!": only User=, Group= and SupplementaryGroups=
 	// do not apply.
 	KeepUser bool `json:"keepUser,omitempty"`
+	// Condition is for commands of StartPre: an exit status from 1 to 254 skips
+	// the start (ExecCondition=).
+	Condition bool `json:"condition,omitempty"`
 }
 
 // ExecContext is what surrounds a process: as whom, where, with what.

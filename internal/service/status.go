@@ -42,7 +42,8 @@ const (
 	Resources     Result = "resources" // could not be started
 	Protocol      Result = "protocol"  // broke its Type='s contract
 	OOMKill       Result = "oom-kill"
-	Unhealthy     Result = "unhealthy" // its liveness or startup probe failed
+	SkipCondition Result = "exec-condition" // its ExecCondition= has left the start out
+	Unhealthy     Result = "unhealthy"      // its liveness or startup probe failed
 )
 
 // Run is one life of one process, from start to exit. A restart is a new run

@@ -24,8 +24,10 @@ type compiler struct {
 	abortSet            bool
 	startSet            bool
 	notifySet           bool
-	modes               map[string]uint32
-	reported            map[string]bool
+	// startOnly is PermissionsStartOnly=.
+	startOnly bool
+	modes     map[string]uint32
+	reported  map[string]bool
 }
 
 // Compile makes the group of a unit from its fragment and its drop-ins, in the
@@ -193,6 +195,7 @@ func (c *compiler) finish() error {
 	s := &c.svc
 	c.finishType()
 	c.finishProbes()
+	c.finishPermissions()
 	oneshot := s.Type == service.Oneshot
 	switch {
 	case s.Type == service.DBus && s.BusName == "":
@@ -245,6 +248,19 @@ func (c *compiler) whole(text string) {
 }
 
 // finishType chooses the type that is not set.
+// finishPermissions lets all commands but ExecStart= run with all privileges
+// where PermissionsStartOnly= says so, as if each had the prefix "+".
+func (c *compiler) finishPermissions() {
+	if !c.startOnly {
+		return
+	}
+	for _, list := range [][]service.Command{c.svc.StartPre, c.svc.StartPost, c.svc.Reload, c.svc.Stop, c.svc.StopPost} {
+		for i := range list {
+			list[i].FullPrivileges = true
+		}
+	}
+}
+
 func (c *compiler) finishType() {
 	s := &c.svc
 	switch {

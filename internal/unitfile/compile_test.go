@@ -191,6 +191,32 @@ func TestDropInsAndResets(t *testing.T) {
 	}
 }
 
+func TestExecConditionComesFirst(t *testing.T) {
+	g, err := compile(t, "a.service", "[Service]\nExecStartPre=/bin/gone\nExecCondition=/bin/gone\nExecCondition=\nExecStartPre=\n"+
+		"ExecStartPre=/bin/pre\nExecCondition=/bin/one\nExecCondition=/bin/two\nExecStart=/bin/a\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range g.Services[0].StartPre {
+		got = append(got, fmt.Sprintf("%s %v", c.Path, c.Condition))
+	}
+	if want := []string{"/bin/one true", "/bin/two true", "/bin/pre false"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestPermissionsStartOnly(t *testing.T) {
+	g, err := compile(t, "a.service", "[Service]\nUser=daemon\nPermissionsStartOnly=yes\nExecStartPre=/bin/pre\nExecStart=/bin/a\nExecStopPost=/bin/post\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := g.Services[0]
+	if !s.StartPre[0].FullPrivileges || !s.StopPost[0].FullPrivileges || s.Start[0].FullPrivileges {
+		t.Errorf("%+v, %+v, %+v", s.StartPre, s.Start, s.StopPost)
+	}
+}
+
 func TestExpandArgv(t *testing.T) {
 	env := map[string]string{"ONE": "one", "TWO": "'two two' too", "EMPTY": ""}
 	lookup := func(n string) (string, bool) { v, ok := env[n]; return v, ok }
@@ -224,7 +250,7 @@ func unitsPage(t *testing.T) string {
 	var b strings.Builder
 	b.WriteString("# Unit files\n\nGenerated from `internal/unitfile/directives*.go` by `go test ./internal/unitfile -run UnitsPage -rewrite`; do not edit.\n\n" +
 		"Legion reads `.service`, `.timer`, `.path`, `.socket` and `.target` units with their drop-ins, as systemd.syntax(7) has them. The number behind a directive is how many of 493 service files of Debian 12 set it.\n" +
-		"A unit is enabled, as with systemd, by a link in a directory such as `multi-user.target.wants/` beside it; `legiond --boot all` takes every unit with an `[Install]` section for enabled. An instance of a template is there once a unit or such a link names it. Types of unit that Legion leaves to the machine (mounts, devices, slices …) are not waited for.\n" +
+		"A unit is enabled, as with systemd, by a link in a directory such as `multi-user.target.wants/` beside it; `legiond --boot all` takes every unit with an `[Install]` section for enabled. An instance of a template is there once a unit or such a link names it. Types of unit that Legion leaves to the machine (mounts, devices, slices …) are not waited for. A connection that legiond has taken from a socket with `Accept=yes` and not given to its service yet is lost, as the only thing of a socket, where legiond is killed at that moment; one that waits in the socket is not.\n" +
 		"A script of `/etc/init.d` whose name no unit file has becomes a unit, as by systemd-sysv-generator(8): order and runlevels by its LSB header and the `rcN.d` links, `ExecReload=` where its usage offers it, `PIDFile=` (and `Restart=on-failure`) where a comment `# pidfile:` names one; its drop-ins apply.\n" +
 		"A directive that is not in these lists is unknown: `legion status` names the file and the line. Sections and directives that begin with `X-` are nobody's business but their author's, but for those below.\n\n" +
 		"Beyond systemd: a unit that did not start, or was stopped, because one that it requires or is bound to is down, is started when that one is up again; `X-RestartOnDependency=no` in its `[Unit]` section leaves it down.\n" +

@@ -12,6 +12,7 @@ var serviceRows = []row{
 	{names: "Type", set: oneOf(
 		svc(func(s *service.Service) *service.Type { return &s.Type }),
 		service.Simple, service.Exec, service.Forking, service.Oneshot, service.DBus, service.Notify, service.NotifyReload, service.Idle)},
+	{names: "ExecCondition", set: execCondition},
 	{names: "ExecStartPre", set: commands(func(s *service.Service) *[]service.Command { return &s.StartPre })},
 	{names: "ExecStart", set: commands(func(s *service.Service) *[]service.Command { return &s.Start })},
 	{names: "ExecStartPost", set: commands(func(s *service.Service) *[]service.Command { return &s.StartPost })},
@@ -58,8 +59,7 @@ var serviceRows = []row{
 	{names: "SendSIGHUP", set: boolean(svc(func(s *service.Service) *bool { return &s.Kill.SendSIGHUP }))},
 	{names: "SendSIGKILL", set: not(svc(func(s *service.Service) *bool { return &s.Kill.NoSIGKILL }))},
 
-	{names: "ExecCondition", reason: "the command is not run; the unit starts as if it had succeeded"},
-	{names: "PermissionsStartOnly", reason: "write + or ! before the commands that need privileges"},
+	{names: "PermissionsStartOnly", set: boolean(func(c *compiler) *bool { return &c.startOnly })},
 	{names: "RootDirectoryStartOnly", reason: "write + before the commands that run outside of the root directory"},
 	{names: "Sockets", set: sockets},
 	{names: "NonBlocking", set: boolean(svc(func(s *service.Service) *bool { return &s.NonBlocking }))},

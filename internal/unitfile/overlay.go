@@ -17,8 +17,9 @@ var ownField = map[string]string{
 	"TimeoutStopSec": "terminationGracePeriodSeconds", "TimeoutSec": "terminationGracePeriodSeconds",
 }
 
-// ofUnit are those that speak of the unit as a whole, and of other units.
-var ofUnit = []string{"StartLimitInterval", "StartLimitBurst", "Sockets"}
+// ofUnit are those that speak of the unit as a whole, and of other units, or
+// that would give more rights than the pod has.
+var ofUnit = []string{"StartLimitInterval", "StartLimitBurst", "Sockets", "PermissionsStartOnly"}
 
 // Overlays says whether a directive of [Service] can be laid over a container.
 func Overlays(directive string) bool {

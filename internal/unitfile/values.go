@@ -211,7 +211,7 @@ func commands(field func(*service.Service) *[]service.Command) setter {
 	return func(c *compiler, e Entry) error {
 		to := field(&c.svc)
 		if e.Value == "" {
-			*to = nil
+			*to = onlyConditions(*to, true)
 			return nil
 		}
 		cmds, err := ParseExec(e.Value, c.expand)
@@ -221,6 +221,36 @@ func commands(field func(*service.Service) *[]service.Command) setter {
 		*to = append(*to, cmds...)
 		return nil
 	}
+}
+
+// execCondition takes ExecCondition= lines: they run before those of
+// ExecStartPre=, wherever the file has them.
+func execCondition(c *compiler, e Entry) error {
+	others := onlyConditions(c.svc.StartPre, false)
+	if e.Value == "" {
+		c.svc.StartPre = others
+		return nil
+	}
+	cmds, err := ParseExec(e.Value, c.expand)
+	if err != nil {
+		return fatalError{fmt.Errorf("%s= %w", e.Key, err)}
+	}
+	for i := range cmds {
+		cmds[i].Condition = true
+	}
+	c.svc.StartPre = slices.Concat(onlyConditions(c.svc.StartPre, true), cmds, others)
+	return nil
+}
+
+// onlyConditions are the commands of ExecCondition=, or the others.
+func onlyConditions(cmds []service.Command, conditions bool) []service.Command {
+	var out []service.Command
+	for _, c := range cmds {
+		if c.Condition == conditions {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 func condition(c *compiler, e Entry) error {
