@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"html"
+	"io"
 	"os"
 	"path/filepath"
 	"sort"
@@ -60,6 +61,10 @@ func bootCommand(s *session) *cobra.Command {
 			if asJSON {
 				return s.printJSON(b)
 			}
+			if svg == "-" {
+				_, err := io.WriteString(s.Out, b.svg())
+				return err
+			}
 			if svg != "" {
 				if err := os.WriteFile(svg, []byte(b.svg()), 0o644); err != nil {
 					return &Exit{exitFailure, fmt.Errorf("cannot write the chart: %w", err)}
@@ -69,7 +74,7 @@ func bootCommand(s *session) *cobra.Command {
 			return s.printBoot(b)
 		},
 	}
-	c.Flags().StringVar(&svg, "svg", "", "write the chart as SVG into this file")
+	c.Flags().StringVar(&svg, "svg", "", "write the chart as SVG into this file, or - for standard output")
 	return c
 }
 

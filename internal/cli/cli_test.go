@@ -33,6 +33,40 @@ func TestSinceWhen(t *testing.T) {
 	}
 }
 
+func TestNumberOfLines(t *testing.T) {
+	for given, want := range map[string]string{
+		"-n 5":               "--lines=5",
+		"-n5 -u x":           "--lines=5 -u x",
+		"-xeu x -n1":         "-xeu x --lines=1",
+		"-qn20":              "-q --lines=20",
+		"-qn 20":             "-q --lines=20",
+		"-n all":             "--lines=all",
+		"-n":                 "-n",
+		"-u nginx --lines 3": "-u nginx --lines=3",
+		"-unginx":            "-unginx",
+	} {
+		if got := strings.Join(joinShort(strings.Fields(given), "n"), " "); got != want {
+			t.Errorf("%s: %s, want %s", given, got, want)
+		}
+	}
+}
+
+func TestWhoSpeaks(t *testing.T) {
+	for text, want := range map[string]said{
+		"plain":                           {tag: "sh", text: "plain", transport: "stdout", priority: 6},
+		"<3>worse":                        {tag: "sh", text: "worse", transport: "stdout", priority: 3},
+		"<6>sshd[402]: listening":         {tag: "sshd", pid: "402", text: "listening", transport: "syslog", priority: 6},
+		"a list[1]: of a program":         {tag: "sh", text: "a list[1]: of a program", transport: "stdout", priority: 6},
+		"map[x]: of a program in [brack]": {tag: "sh", text: "map[x]: of a program in [brack]", transport: "stdout", priority: 6},
+	} {
+		l := unitLog{unit: "a.service"}
+		l.Text = text
+		if got := speaker(l, map[string]string{"a.service": "sh"}); got != want {
+			t.Errorf("%q: %+v, want %+v", text, got, want)
+		}
+	}
+}
+
 func TestReadLogJoinsParts(t *testing.T) {
 	in := "2026-07-01T12:00:00.5Z stdout P one \n" +
 		"2026-07-01T12:00:00.5Z stderr F aside\n" +

@@ -78,12 +78,25 @@ func runJournalctl(s *session, ctx context.Context, args []string) error {
 func joinShort(args []string, flag string) []string {
 	var out []string
 	for i := 0; i < len(args); i++ {
-		if i+1 < len(args) && (args[i] == "-"+flag || args[i] == "--lines") {
+		short := strings.HasPrefix(args[i], "-") && !strings.HasPrefix(args[i], "--")
+		if i+1 < len(args) && (short && strings.HasSuffix(args[i], flag) || args[i] == "--lines") {
 			if _, err := strconv.Atoi(args[i+1]); err == nil || args[i+1] == "all" {
+				if others := strings.TrimSuffix(args[i], flag); short && others != "-" {
+					out = append(out, others)
+				}
 				out = append(out, "--lines="+args[i+1])
 				i++
 				continue
 			}
+		}
+		// -n5, also behind other letters: -qn5.
+		others, number, found := strings.Cut(args[i], flag)
+		if _, err := strconv.Atoi(number); short && found && (err == nil || number == "all") {
+			if others != "-" {
+				out = append(out, others)
+			}
+			out = append(out, "--lines="+number)
+			continue
 		}
 		out = append(out, args[i])
 	}
@@ -124,12 +137,19 @@ func (s *session) journal(ctx context.Context, j *journalFlags) error {
 		return explained(err)
 	}
 	groups := slices.DeleteFunc(all, func(g hostapi.Group) bool { return len(g.Spec.Services) == 0 || !j.chosen(g) })
-	write, err := s.journalWriter(j, groups)
+	var lines []unitLog
+	count := 0
+	ids := map[string]string{}
+	for _, g := range groups {
+		ids[g.Spec.Name] = identifier(g.Spec)
+	}
+	if len(j.identifiers) > 0 {
+		filter.speaks = func(l unitLog) bool { return slices.Contains(j.identifiers, speaker(l, ids).tag) }
+	}
+	write, err := s.journalWriter(j, ids)
 	if err != nil {
 		return err
 	}
-	var lines []unitLog
-	count := 0
 	emit := func(l unitLog) error {
 		count++
 		if j.reverse {
@@ -155,9 +175,6 @@ func (s *session) journal(ctx context.Context, j *journalFlags) error {
 }
 
 func (j *journalFlags) chosen(g hostapi.Group) bool {
-	if len(j.identifiers) > 0 && !slices.Contains(j.identifiers, identifier(g.Spec)) {
-		return false
-	}
 	return len(j.units) == 0 || slices.ContainsFunc(j.units, func(u string) bool {
 		pattern, err := unitfile.Mangle(u, true)
 		return called(g, u) || err == nil && matches(g.Spec.Name, []string{pattern})
@@ -173,17 +190,42 @@ func identifier(g service.Group) string {
 	return strings.TrimSuffix(g.Name, ".service")
 }
 
-// journalWriter prints a line in one of journalctl's forms.
-func (s *session) journalWriter(j *journalFlags, groups []hostapi.Group) (func(unitLog) error, error) {
-	host, _ := os.Hostname()
-	ids := map[string]string{}
-	for _, g := range groups {
-		ids[g.Spec.Name] = identifier(g.Spec)
+// said is a line taken apart: what came by syslog has its own tag and PID in
+// front, and else speaks its unit's program.
+type said struct {
+	priority  int
+	tag, pid  string
+	text      string
+	transport string
+}
+
+// name is what stands in front of the text.
+func (v said) name() string {
+	if v.pid == "" {
+		return v.tag
 	}
+	return v.tag + "[" + v.pid + "]"
+}
+
+// speaker takes a line apart; ids are the programs of units.
+func speaker(l unitLog, ids map[string]string) said {
+	priority, text := cutPriority(l.Text)
+	if head, rest, ok := strings.Cut(text, "]: "); ok && !strings.Contains(head, " ") {
+		if tag, pid, ok := strings.Cut(head, "["); ok && tag != "" {
+			if _, err := strconv.ParseUint(pid, 10, 32); err == nil {
+				return said{priority, tag, pid, rest, "syslog"}
+			}
+		}
+	}
+	return said{priority: priority, tag: ids[l.unit], text: text, transport: "stdout"}
+}
+
+// journalWriter prints a line in one of journalctl's forms.
+func (s *session) journalWriter(j *journalFlags, ids map[string]string) (func(unitLog) error, error) {
+	host, _ := os.Hostname()
 	if j.output == "cat" {
 		return func(l unitLog) error {
-			_, text := cutPriority(l.Text)
-			_, err := fmt.Fprintln(s.Out, text)
+			_, err := fmt.Fprintln(s.Out, speaker(l, ids).text)
 			return err
 		}, nil
 	}
@@ -194,11 +236,15 @@ func (s *session) journalWriter(j *journalFlags, groups []hostapi.Group) (func(u
 			e.SetIndent("", "\t")
 		}
 		return func(l unitLog) error {
-			priority, text := cutPriority(l.Text)
-			return e.Encode(map[string]string{
-				"__REALTIME_TIMESTAMP": strconv.FormatInt(l.Time.UnixMicro(), 10), "MESSAGE": text, "PRIORITY": strconv.Itoa(priority),
-				"_SYSTEMD_UNIT": l.unit, "SYSLOG_IDENTIFIER": ids[l.unit], "_HOSTNAME": host, "_TRANSPORT": "stdout", "LEGION_STREAM": l.Stream,
-			})
+			v := speaker(l, ids)
+			fields := map[string]string{
+				"__REALTIME_TIMESTAMP": strconv.FormatInt(l.Time.UnixMicro(), 10), "MESSAGE": v.text, "PRIORITY": strconv.Itoa(v.priority),
+				"_SYSTEMD_UNIT": l.unit, "SYSLOG_IDENTIFIER": v.tag, "_HOSTNAME": host, "_TRANSPORT": v.transport, "LEGION_STREAM": l.Stream,
+			}
+			if v.pid != "" {
+				fields["SYSLOG_PID"] = v.pid
+			}
+			return e.Encode(fields)
 		}, nil
 	}
 	layout, ok := map[string]string{
@@ -222,12 +268,12 @@ func (s *session) journalWriter(j *journalFlags, groups []hostapi.Group) (func(u
 		if !j.noHostname {
 			head += " " + host
 		}
-		id := ids[l.unit]
+		v := speaker(l, ids)
+		id := v.name()
 		if j.output == "with-unit" {
 			id = l.unit
 		}
-		_, text := cutPriority(l.Text)
-		_, err := fmt.Fprintf(s.Out, "%s %s: %s\n", head, id, text)
+		_, err := fmt.Fprintf(s.Out, "%s %s: %s\n", head, id, v.text)
 		return err
 	}, nil
 }

@@ -22,6 +22,9 @@ type logFilter struct {
 	grep  *regexp.Regexp
 	// low and high bound the syslog priority; 0 is emerg, 7 debug.
 	low, high int
+	// speaks, where not nil, says whether a line of a unit is wanted by who has
+	// said it.
+	speaks func(unitLog) bool
 }
 
 var priorities = []string{"emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"}
@@ -85,7 +88,7 @@ func (f *logFilter) passes(l logLine) bool {
 
 // none says whether every line passes.
 func (f *logFilter) none() bool {
-	return f.until.IsZero() && f.grep == nil && f.low == 0 && f.high >= len(priorities)-1
+	return f.until.IsZero() && f.grep == nil && f.speaks == nil && f.low == 0 && f.high >= len(priorities)-1
 }
 
 // unitLog is a line with the unit that wrote it.
@@ -105,8 +108,8 @@ func collect(ctx context.Context, c *hostclient.Client, groups []hostapi.Group, 
 	var lines []unitLog
 	for _, g := range groups {
 		keep := func(l logLine) error {
-			if f.passes(l) {
-				lines = append(lines, unitLog{l, g.Spec.Name})
+			if u := (unitLog{l, g.Spec.Name}); f.passes(l) && (f.speaks == nil || f.speaks(u)) {
+				lines = append(lines, u)
 			}
 			return nil
 		}
@@ -142,10 +145,11 @@ func collect(ctx context.Context, c *hostclient.Client, groups []hostapi.Group, 
 			_ = eachLog(ctx, c, g.Spec, q, func(l logLine) error {
 				mu.Lock()
 				defer mu.Unlock()
-				if !f.passes(l) {
+				u := unitLog{l, g.Spec.Name}
+				if !f.passes(l) || f.speaks != nil && !f.speaks(u) {
 					return nil
 				}
-				return emit(unitLog{l, g.Spec.Name})
+				return emit(u)
 			})
 		})
 	}

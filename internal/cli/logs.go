@@ -259,7 +259,7 @@ func parseLine(raw string) (l logLine, partial bool) {
 }
 
 func (s *session) formatLine(l logLine) string {
-	text := l.Text
+	_, text := cutPriority(l.Text)
 	if l.Service != "" {
 		text = l.Service + " | " + text
 	}

@@ -140,7 +140,7 @@ func (c *systemctl) run(ctx context.Context, verb string) error {
 			return tooFew()
 		}
 		return c.edit(ctx, c.args, &c.file, c.editing)
-	case "switch-root", "rescue", "emergency", "suspend", "hibernate", "hybrid-sleep", "attach", "bind", "mount-image":
+	case "set-property", "add-wants", "add-requires", "clean", "freeze", "thaw", "help", "cancel", "whoami", "mount-image", "switch-root", "rescue", "emergency", "suspend", "hibernate", "hybrid-sleep", "attach", "bind":
 		return &Exit{exitFailure, fmt.Errorf("systemctl: %s is not supported by legion", verb)}
 	}
 	if slices.Contains(fileVerbs, verb) {
@@ -193,7 +193,10 @@ func (c *systemctl) manager(ctx context.Context, verb string) error {
 	case "poweroff", "reboot", "halt", "kexec", "exit":
 		_, err := client.Poweroff(ctx)
 		return c.offline(err)
-	case "show-environment", "set-environment", "unset-environment", "import-environment", "log-level", "log-target", "service-watchdogs":
+	case "set-environment", "unset-environment", "import-environment":
+		fmt.Fprintf(c.Err, "systemctl: %s changes nothing: services get no environment from the manager, write Environment= into a drop-in\n", verb)
+		return nil
+	case "show-environment", "log-level", "log-target", "service-watchdogs":
 		return nil
 	case "default":
 		c.args = []string{"default.target"}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sort"
 
@@ -85,8 +86,8 @@ func executables(g service.Group) []service.Warning {
 		}
 		for _, list := range [][]service.Command{svc.StartPre, svc.Start, svc.StartPost, svc.Reload, svc.Stop, svc.StopPost} {
 			for _, c := range list {
-				fi, err := os.Stat(c.Path)
-				if filepath.IsAbs(c.Path) && (err != nil || fi.IsDir() || fi.Mode()&0o111 == 0) {
+				// A bare name is looked for where this command would find it.
+				if _, err := exec.LookPath(c.Path); err != nil {
 					missing[c.Path] = true
 				}
 			}

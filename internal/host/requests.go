@@ -288,7 +288,7 @@ func firstOf(errs ...error) error {
 
 func result(name, verb string, o outcome) (hostapi.Result, error) {
 	if o.failure != "" {
-		return hostapi.Result{}, failure("failed", "legion logs "+name+" shows what it wrote; legion explain "+name+" the whole story", "cannot %s %s: %s", verb, name, o.failure)
+		return hostapi.Result{}, failure("failed", "legion logs "+name+" shows what it wrote; legion explain "+name+" the whole story", "%s", undone(verb, name, o.failure))
 	}
 	return hostapi.Result{Changed: o.changed, Message: o.message}, nil
 }
@@ -464,4 +464,13 @@ func (h *Host) redefine(units []service.Group, problems []service.Warning) hosta
 	h.graph = nil // where somebody has asked for it before all was read
 	res.Errors = slices.Concat(problems, h.relations().problems)
 	return res
+}
+
+// undone says what could not be done to a group, with the group's name once.
+func undone(verb, name, why string) string {
+	why = strings.TrimPrefix(why, name+": ")
+	if what := "cannot " + verb + " " + name; !strings.HasPrefix(why, what) {
+		return what + ": " + why
+	}
+	return why
 }

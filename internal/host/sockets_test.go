@@ -17,3 +17,17 @@ func TestSource(t *testing.T) {
 		}
 	}
 }
+
+func TestUndone(t *testing.T) {
+	for why, want := range map[string]string{
+		"no memory":                                                "cannot start a.service: no memory",
+		"a.service: exited with status 1":                          "cannot start a.service: exited with status 1",
+		"a.service: cannot start a.service: x":                     "cannot start a.service: x",
+		"cannot start a.service with b.service, which it requires": "cannot start a.service with b.service, which it requires",
+		"b.service, which it requires, did not start":              "cannot start a.service: b.service, which it requires, did not start",
+	} {
+		if got := undone("start", "a.service", why); got != want {
+			t.Errorf("%q: %q, want %q", why, got, want)
+		}
+	}
+}
