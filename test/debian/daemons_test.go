@@ -24,6 +24,7 @@ var daemons = []daemon{
 		[]byte("\x30\x05\x00\x01ahi"), []byte("\x30\x05\x00\x01ahi"))},
 	{unit: "beanstalkd.service", packages: []string{"beanstalkd"}, ask: lineTalk("tcp", "127.0.0.1:11300",
 		turn{"put 0 0 60 6\r\nlegion\r\n", "INSERTED"}, turn{"reserve\r\n", "legion"})},
+	{unit: "rabbitmq-server.service", packages: []string{"rabbitmq-server"}, ask: queued},
 
 	// The web, and what stands before it.
 	{unit: "nginx.service", packages: []string{"nginx-light"}, ask: page("http://127.0.0.1/", http.StatusOK, "nginx")},
