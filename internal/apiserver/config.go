@@ -130,8 +130,9 @@ func assemble(ctx context.Context, s options.CompletedOptions) (*assembly, error
 	a.config.BuildHandlerChainFunc = func(handler http.Handler, c *genericapiserver.Config) http.Handler {
 		processors := goruntime.GOMAXPROCS(0)
 		busy := func() bool { return a.direct.writing.Load() > int32(writesPerProcessor*processors) }
-		general := genericapiserver.DefaultBuildHandlerChain(tellStatusPatches(handler), c)
-		return inTurn(&renewals{c, a.direct.stores.Load, general}, newTurns(processors, busy))
+		handler = tellStatusPatches(handler)
+		general := genericapiserver.DefaultBuildHandlerChain(handler, c)
+		return inTurn(&renewals{c, a.direct.stores.Load, &briefly{c, handler, general}}, newTurns(processors, busy))
 	}
 	a.loopback = a.config.LoopbackClientConfig
 	a.loopback.ContentType = "application/vnd.kubernetes.protobuf"

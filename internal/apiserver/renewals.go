@@ -17,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
-	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/metrics"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	genericapiserver "k8s.io/apiserver/pkg/server"
@@ -169,27 +168,11 @@ func looksLikeRenewal(r *http.Request) (namespace, name string, ok bool) {
 	case !ok || namespace == "" || name == "" || strings.Contains(namespace+name, "/"):
 	case query != "" && (!strings.HasPrefix(query, "timeout=") || strings.Contains(query, "&")):
 	case r.Header.Get("Content-Type") != protobufType || !protobufFirst(r.Header.Get("Accept")):
-	case r.TLS == nil || len(r.TLS.PeerCertificates) == 0 || r.Header.Get("Authorization") != "":
-	case asAnother(r.Header):
+	case !byCertificateAlone(r):
 	default:
 		return namespace, name, true
 	}
 	return "", "", false
-}
-
-func protobufFirst(accept string) bool {
-	first, _, _ := strings.Cut(accept, ",")
-	return first == protobufType
-}
-
-// asAnother says whether who asks wants to be taken for another.
-func asAnother(header http.Header) bool {
-	for key := range header {
-		if strings.HasPrefix(key, "Impersonate-") {
-			return true
-		}
-	}
-	return false
 }
 
 // renew writes the Lease of the body, if that is allowed and a renewal, and
@@ -203,26 +186,22 @@ func (h *renewals) renew(r *http.Request, stores *stores, namespace, name string
 	if lease.Namespace != namespace || lease.Name != name || lease.Spec.RenewTime == nil || !stores.leases.last.is(lease) {
 		return nil, errNotRenewal
 	}
-	who, ok, err := h.config.Authentication.Authenticator.AuthenticateRequest(r)
-	if err != nil || !ok {
-		return nil, errors.Join(errNotRenewal, err)
-	}
-	ctx, cancel := context.WithTimeout(request.WithNamespace(request.WithUser(r.Context(), who.User), namespace), directTime)
-	defer cancel()
-	decision, _, err := h.config.Authorization.Authorizer.Authorize(ctx, authorizer.AttributesRecord{
-		User: who.User, Verb: "update", Namespace: namespace, Name: name, ResourceRequest: true, Path: r.URL.Path,
+	who, err := mayWrite(r.Context(), h.config, r, &request.RequestInfo{
+		Verb: "update", Namespace: namespace, Name: name,
 		APIGroup: leaseResource.Group, APIVersion: leaseResource.Version, Resource: leaseResource.Resource,
 	})
-	if err != nil || decision != authorizer.DecisionAllow {
-		return nil, errors.Join(errNotRenewal, err)
+	if err != nil {
+		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(request.WithNamespace(request.WithUser(r.Context(), who), namespace), directTime)
+	defer cancel()
 	old, renewed := *lease, &coordination.Lease{}
 	old.Spec.RenewTime = nil
 	before := &coordination.Lease{}
 	if err := errors.Join(legacyscheme.Scheme.Convert(&old, before, nil), legacyscheme.Scheme.Convert(lease, renewed, nil)); err != nil {
 		return nil, err
 	}
-	if err := h.admit(ctx, who.User, renewed, before); err != nil {
+	if err := h.admit(ctx, who, renewed, before); err != nil {
 		return nil, err
 	}
 	written, err := stores.leases.renew(ctx, before, renewed)
