@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"legion.dev/legion/internal/hostapi"
@@ -238,10 +239,18 @@ func (h *Host) sync() {
 	}
 }
 
-// do runs f in the loop and waits until it has run.
+// do runs f in the loop and waits until it has run. After an error it has not,
+// and never will: what it writes to is the caller's again.
 func (h *Host) do(ctx context.Context, f func()) error {
 	done := make(chan struct{})
-	if err := h.post(ctx, func() { f(); close(done) }); err != nil {
+	var claimed atomic.Bool // by the loop, or by who does not wait any longer
+	err := h.post(ctx, func() {
+		if claimed.CompareAndSwap(false, true) {
+			f()
+			close(done)
+		}
+	})
+	if err != nil {
 		return err
 	}
 	var failed error
@@ -253,12 +262,11 @@ func (h *Host) do(ctx context.Context, f func()) error {
 	case <-h.stopped():
 		failed = &hostapi.Error{Code: "failed", Message: "legiond is ending"}
 	}
-	select {
-	case <-done: // both at a time
-		return nil
-	default:
+	if claimed.CompareAndSwap(false, true) {
 		return failed
 	}
+	<-done
+	return nil
 }
 
 func (h *Host) post(ctx context.Context, f func()) error {
