@@ -330,28 +330,6 @@ func (h *Host) release(g *group) {
 	}
 }
 
-// save writes what is known of a group; the disk is not waited for.
-func (h *Host) save(g *group) {
-	r := record{Timer: g.timer, Boot: h.o.BootID, Wanted: g.wanted, By: g.by, Deleting: g.deleting, Up: g.up, Waits: g.waits, Instances: map[string]machine.Instance{}}
-	for _, u := range g.services {
-		r.Instances[u.spec.Name] = u.in
-		if u.held != nil {
-			if r.Held == nil {
-				r.Held = map[string]held{}
-			}
-			r.Held[u.spec.Name] = *u.held
-		}
-	}
-	h.point("before a write")
-	defer h.point("after a write")
-	const what = "cannot write its state, so a legiond that takes over would not know it"
-	if err := h.o.Store.Save(store.Runs, g.spec.Name, r); err != nil {
-		h.note(g, what, err)
-	} else if len(g.failures) > 0 {
-		h.works(g, what)
-	}
-}
-
 // want notes who wants the group to run, or not.
 func (h *Host) want(g *group, wanted bool, by string) {
 	g.wanted, g.by = wanted, by

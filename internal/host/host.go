@@ -95,6 +95,8 @@ type Host struct {
 	// that came meanwhile from processes that are not known yet.
 	spawning   int
 	earlyNotes []Message
+	// unsaved are groups of which the disk does not know what is known.
+	unsaved map[string]struct{}
 	// dirty are groups to tell watchers of, once the event is done.
 	dirty    map[string]struct{}
 	watchers map[*watcher]struct{}
@@ -152,7 +154,7 @@ func New(o Options) *Host {
 	}
 	return &Host{
 		clock: o.Clock, stamps: map[string]stamp{},
-		o: o, inbox: make(chan func(), 64), groups: map[string]*group{}, pending: map[string]*group{}, waiting: map[string]*group{}, owners: map[int]owner{},
+		o: o, inbox: make(chan func(), 64), groups: map[string]*group{}, pending: map[string]*group{}, waiting: map[string]*group{}, owners: map[int]owner{}, unsaved: map[string]struct{}{},
 		dirty: map[string]struct{}{}, watchers: map[*watcher]struct{}{}, ready: make(chan struct{}), problems: o.Problems,
 		stale: true,
 	}
@@ -211,6 +213,7 @@ func (h *Host) Run(ctx context.Context) error {
 			h.said(l)
 		case <-lazy.C:
 			syncing = false
+			h.saveAgain()
 			go h.sync()
 		case <-ctx.Done():
 			h.closeWatchers()

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,6 +48,7 @@ type machineFake struct {
 	// probe, where not nil, answers probes and requests of hooks.
 	probe func(context.Context, *service.Probe) (bool, string)
 	saved map[string]any
+	full  bool // nothing can be saved
 	clock Clock
 	units []service.Group
 	// templates are found by name only.
@@ -271,6 +273,12 @@ func (p probesFake) Probe(ctx context.Context, q *service.Probe, _ Target) (bool
 type storeFake struct{ m *machineFake }
 
 func (s storeFake) Save(k store.Kind, name string, v any) error {
+	s.m.mu.Lock()
+	full := s.m.full
+	s.m.mu.Unlock()
+	if full {
+		return syscall.ENOSPC
+	}
 	s.m.saved[string(k)+" "+name] = v
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -32,6 +33,7 @@ type runs struct {
 	mu    sync.Mutex // of what follows
 	file  *os.File
 	size  int64 // whole lines only
+	room  int64 // up to where the file has blocks, also when the disk is full
 	dirty bool
 	line  []byte // of the last Save, to be used again
 	// lines are how long those that count are, by name, and once is their sum.
@@ -55,6 +57,7 @@ func openRuns(dir string) (*runs, error) {
 	if err != nil {
 		return nil, errors.Join(err, r.file.Close())
 	}
+	r.reserve()
 	for escaped, line := range newest(data[:r.size]) {
 		if name, err := url.PathUnescape(escaped); err == nil {
 			r.count(name, len(line))
@@ -86,7 +89,11 @@ func (r *runs) add(name string, data []byte) error {
 		r.line = append(append(r.line, ' '), data...)
 	}
 	r.line = append(r.line, '\n')
+	if r.size+int64(len(r.line)) > r.room-roomAhead/2 {
+		r.reserve()
+	}
 	if _, err := r.file.WriteAt(r.line, r.size); err != nil {
+		r.room = 0
 		return errors.Join(err, r.file.Truncate(r.size))
 	}
 	r.size += int64(len(r.line))
@@ -97,6 +104,23 @@ func (r *runs) add(name string, data []byte) error {
 		r.count(name, len(r.line))
 	}
 	return nil
+}
+
+// roomAhead is how much more than it has the file has room for: hundreds of
+// lines. What could not be written of a start would be forgotten by a legiond
+// that is killed then, and started twice.
+const roomAhead = 256 << 10
+
+// reserve makes room ahead. Where that cannot be, there is what the disk has.
+func (r *runs) reserve() {
+	until := r.size + roomAhead
+	err := unix.Fallocate(int(r.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, until)
+	switch {
+	case err == nil:
+		r.room = until
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+		r.room = math.MaxInt64 // this file system cannot
+	}
 }
 
 // count notes how long the newest line of a name is, 0 for none that counts.
@@ -179,7 +203,7 @@ func (r *runs) replace(next *os.File, data []byte) error {
 		return err
 	}
 	before := r.file
-	r.file, r.size = next, int64(len(kept)+len(added))
+	r.file, r.size, r.room = next, int64(len(kept)+len(added)), 0
 	return before.Close()
 }
 

@@ -1,11 +1,15 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // reopened is what a store holds after it was left without being closed, as by
@@ -141,5 +145,49 @@ func TestRunsOfAnEarlierLegiond(t *testing.T) {
 		if files, err := filepath.Glob(filepath.Join(s.dir, "runs", "*.json")); err != nil || len(files) > 0 {
 			t.Errorf("%v, %v", files, err)
 		}
+	}
+}
+
+// TestRunsOnAFullDisk: for a good while runs are saved though the disk is full,
+// and what is saved then is there afterwards.
+func TestRunsOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("legion-test", dir, "tmpfs", 0, "size=2m"); err != nil {
+		t.Skipf("cannot mount a small file system here: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	s := open(t, filepath.Join(dir, "state"))
+	save(t, s, "a", "before")
+	ballast, err := os.Create(filepath.Join(dir, "ballast"))
+	for err == nil {
+		_, err = ballast.Write(make([]byte, 4096))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		save(t, s, "a", fmt.Sprint(i, strings.Repeat(" ", 1000)))
+	}
+	if err := s.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	// Until there is no more of it.
+	var full error
+	for i := 0; full == nil && i < 1000; i++ {
+		full = s.Save(Runs, "b", value{strings.Repeat("x", 1000)})
+	}
+	if !errors.Is(full, unix.ENOSPC) {
+		t.Fatalf("a full disk takes everything: %v", full)
+	}
+	_, all := reopened(t, s)
+	if !strings.HasPrefix(all["a"].A, "99 ") {
+		t.Errorf("saved last: %.20q", all["a"].A)
+	}
+	if err := errors.Join(ballast.Close(), os.Remove(ballast.Name())); err != nil {
+		t.Fatal(err)
 	}
 }
