@@ -76,6 +76,9 @@ type Options struct {
 	// SeccompDir is the directory of the node's seccomp profiles; empty is
 	// below Dir.
 	SeccompDir string
+	// ClusterDNS and ClusterDomain are those of podspec.Node.
+	ClusterDNS    []string
+	ClusterDomain string
 	// ImageAge is how long an image may be of no use before it is removed; 0
 	// is for as long as the disk has room.
 	ImageAge time.Duration
@@ -98,6 +101,11 @@ func (o Options) Check() error {
 	}
 	if (o.TLSCert == "") != (o.TLSKey == "") {
 		problems = append(problems, errors.New("a certificate needs its key: --tls-cert-file and --tls-private-key-file go together"))
+	}
+	for _, address := range o.ClusterDNS {
+		if net.ParseIP(address) == nil {
+			problems = append(problems, fmt.Errorf("the cluster's DNS %q is no IP address: --cluster-dns IP,…", address))
+		}
 	}
 	problems = append(problems, checkLabels(o.Labels))
 	return errors.Join(problems...)
@@ -150,7 +158,10 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 	if err != nil {
 		return err
 	}
-	node := podspec.Node{Name: o.Node, IP: o.NodeIP, Root: o.Root, PodDir: filepath.Join(o.Dir, "pods"), PodPids: o.PodPids, Allocatable: allocatable(known)}
+	node := podspec.Node{
+		Name: o.Node, IP: o.NodeIP, Root: o.Root, PodDir: filepath.Join(o.Dir, "pods"), PodPids: o.PodPids, Allocatable: allocatable(known),
+		ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain,
+	}
 	if server, err := url.Parse(config.Host); err == nil {
 		node.ServerHost, node.ServerPort = server.Hostname(), cmp.Or(server.Port(), "443")
 	}

@@ -114,7 +114,7 @@ func (p *pods) objectTold(ctx context.Context, key objectKey, object *podspec.Ob
 // group it has where a new one could not run.
 func (p *pods) compile(r *record) {
 	known, node := p.objects.of(r.pod), p.node
-	if podspec.ReadsEtc(r.pod) {
+	if podspec.ReadsEtc(r.pod, node) {
 		node.Hosts, node.Resolver = readText("/etc/hosts"), readText("/etc/resolv.conf")
 	}
 	r.missingSecrets = nil

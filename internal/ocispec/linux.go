@@ -57,6 +57,13 @@ var (
 	readOnly = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
+// OwnSysctl says whether a pod may set a parameter of the kernel: one that the
+// kubelet calls safe, of a namespace that the containers do not share with the
+// node (pkg/kubelet/sysctl/safe_sysctls.go).
+func OwnSysctl(pod *v1.Pod, name string) bool {
+	return name == "kernel.shm_rmid_forced" && !pod.Spec.HostIPC
+}
+
 // linux are the namespaces and what the kernel shows. There is no network
 // namespace: pods use the node's network.
 func (in *Input) linux() *specs.Linux {
@@ -68,6 +75,16 @@ func (in *Input) linux() *specs.Linux {
 	}{{specs.PIDNamespace, ps.HostPID || SharesPIDs(in.Pod)}, {specs.IPCNamespace, ps.HostIPC}, {specs.UTSNamespace, ps.HostNetwork}} {
 		if !n.other {
 			l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: n.kind})
+		}
+	}
+	if p := ps.SecurityContext; p != nil {
+		for _, s := range p.Sysctls {
+			if OwnSysctl(in.Pod, s.Name) {
+				if l.Sysctl == nil {
+					l.Sysctl = map[string]string{}
+				}
+				l.Sysctl[s.Name] = s.Value
+			}
 		}
 	}
 	l.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: privileged(cs), Access: "rwm"}}}

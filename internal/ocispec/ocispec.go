@@ -47,6 +47,8 @@ type Input struct {
 	Runtime   *Runtime
 	// Seccomp is the node's profile that the container names.
 	Seccomp Profile
+	// Domain is the cluster's, of the names of pods.
+	Domain string
 	// Node is the node's name, PodDir where the pod's files lie.
 	Node, PodDir string
 }
@@ -217,7 +219,11 @@ func configuration(s *service.Service, in Input) (*specs.Spec, *Refusal) {
 		Mounts: in.mounts(s), Linux: in.linux(),
 	}
 	if !in.Pod.Spec.HostNetwork {
-		spec.Hostname = in.hostname()
+		host, refusal := Hostname(in.Pod, in.Domain)
+		if refusal != nil {
+			return nil, refusal
+		}
+		spec.Hostname = host
 	}
 	return spec, in.filter(spec)
 }
@@ -262,24 +268,13 @@ func (in *Input) environment(s *service.Service) []string {
 	set(in.Image.Env...)
 	set(s.Exec.Environment...)
 	if values["HOSTNAME"] == in.Node && !in.Pod.Spec.HostNetwork {
-		values["HOSTNAME"] = in.hostname()
+		values["HOSTNAME"], _ = Hostname(in.Pod, in.Domain)
 	}
 	out := make([]string, 0, len(names))
 	for _, n := range names {
 		out = append(out, n+"="+values[n])
 	}
 	return out
-}
-
-func (in *Input) hostname() string {
-	if h := in.Pod.Spec.Hostname; h != "" {
-		return h
-	}
-	name := in.Pod.Name
-	if len(name) > 63 {
-		name = strings.TrimRight(name[:63], "-.") // as the kubelet
-	}
-	return name
 }
 
 // user is who the process is: the pod's word before the image's. Names are

@@ -20,6 +20,11 @@ const group = "root:x:0:\napp:x:1001:\nextra:x:77:app\n"
 // contained is a container of the pod, as a service and as a configuration.
 func contained(t *testing.T, image Image, change func(*v1.Pod, *service.Service)) (service.Service, specs.Spec, *Refusal) {
 	t.Helper()
+	return containedIn(t, image, "", change)
+}
+
+func containedIn(t *testing.T, image Image, domain string, change func(*v1.Pod, *service.Service)) (service.Service, specs.Spec, *Refusal) {
+	t.Helper()
 	image.ID, image.Layers, image.Passwd, image.Group = "sha256:abc", []string{"/images/a", "/images/b"}, passwd, group
 	pod := &v1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "web-1", Namespace: "prod", UID: "u1"},
@@ -32,7 +37,7 @@ func contained(t *testing.T, image Image, change func(*v1.Pod, *service.Service)
 	ctr := &pod.Spec.Containers[0]
 	s.Start[0].Argv = slices.Concat(ctr.Command, ctr.Args)
 	refusal := Contain(&s, Input{
-		Pod: pod, Container: ctr, Image: &image, Node: "node-1", PodDir: "/pods/u1",
+		Pod: pod, Container: ctr, Image: &image, Node: "node-1", PodDir: "/pods/u1", Domain: domain,
 		Runtime: &Runtime{Program: "/usr/sbin/runc", State: "/run/oci"},
 	})
 	var spec specs.Spec
@@ -347,5 +352,56 @@ func TestTerminal(t *testing.T) {
 	})
 	if spec.Process.Terminal || slices.Contains(s.Start[0].Argv, "--console-socket") {
 		t.Errorf("with a pipe alone: %q, %+v", s.Start[0].Argv, spec.Process)
+	}
+}
+
+// TestHostname follows the kubelet: the pod's name or what it says, cut at 63,
+// and the full one where it wants that.
+func TestHostname(t *testing.T) {
+	yes, override := true, "any.name.example"
+	long := strings.Repeat("x", 60)
+	for what, test := range map[string]struct {
+		change           func(*v1.PodSpec)
+		want, full, fail string
+	}{
+		"the pod's":         {func(*v1.PodSpec) {}, "web-1", "", ""},
+		"its own":           {func(s *v1.PodSpec) { s.Hostname = "a" }, "a", "", ""},
+		"of a subdomain":    {func(s *v1.PodSpec) { s.Hostname, s.Subdomain = "a", "b" }, "a", "a.b.prod.svc.c.example", ""},
+		"the full one":      {func(s *v1.PodSpec) { s.Subdomain, s.SetHostnameAsFQDN = "b", &yes }, "web-1.b.prod.svc.c.example", "web-1.b.prod.svc.c.example", ""},
+		"no full one":       {func(s *v1.PodSpec) { s.SetHostnameAsFQDN = &yes }, "web-1", "", ""},
+		"a full one":        {func(s *v1.PodSpec) { s.Hostname, s.Subdomain, s.SetHostnameAsFQDN = long, "b", &yes }, "", "", "81 characters"},
+		"in place of all":   {func(s *v1.PodSpec) { s.Hostname, s.Subdomain, s.HostnameOverride = "a", "b", &override }, override, "", ""},
+		"of the node's net": {func(s *v1.PodSpec) { s.Hostname, s.HostNetwork = "a", true }, "", "", ""},
+	} {
+		var pod *v1.Pod
+		s, spec, refusal := containedIn(t, Image{Cmd: []string{"x"}}, "c.example", func(p *v1.Pod, _ *service.Service) { test.change(&p.Spec); pod = p })
+		if test.fail != "" {
+			if refusal == nil || !strings.Contains(refusal.Message, test.fail) {
+				t.Errorf("%s: %v", what, refusal)
+			}
+			continue
+		}
+		if refusal != nil || spec.Hostname != test.want {
+			t.Errorf("%s: %q, want %q (%v)", what, spec.Hostname, test.want, refusal)
+		}
+		if _, full := Names(pod, "c.example"); full != test.full {
+			t.Errorf("%s: %q in full, want %q", what, full, test.full)
+		}
+		if env := "HOSTNAME=" + test.want; test.want != "" && !slices.Contains(spec.Process.Env, env) {
+			t.Errorf("%s: %q, want %s (%s)", what, spec.Process.Env, env, s.Name)
+		}
+	}
+}
+
+// TestSysctls: only those that are the containers' own.
+func TestSysctls(t *testing.T) {
+	for _, host := range []bool{false, true} {
+		_, spec, _ := contained(t, Image{Cmd: []string{"x"}}, func(p *v1.Pod, _ *service.Service) {
+			p.Spec.HostIPC = host
+			p.Spec.SecurityContext = &v1.PodSecurityContext{Sysctls: []v1.Sysctl{{Name: "kernel.shm_rmid_forced", Value: "1"}, {Name: "net.ipv4.tcp_syncookies", Value: "0"}}}
+		})
+		if got := spec.Linux.Sysctl; len(got) > 1 || got["kernel.shm_rmid_forced"] == "1" == host {
+			t.Errorf("hostIPC %v: %v", host, got)
+		}
 	}
 }

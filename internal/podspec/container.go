@@ -118,16 +118,15 @@ func command(argv []string) service.Command {
 // restart is the kubelet's rule: at once, then from 10 s doubling to 5 min,
 // forgotten after 10 min (pkg/kubelet/kubelet.go, MaxCrashLoopBackOff).
 func (c *compiler) restart(ctr *v1.Container, kind service.Type) service.Restart {
-	policy := c.pod.Spec.RestartPolicy
-	if ctr.RestartPolicy != nil {
-		policy = v1.RestartPolicy(*ctr.RestartPolicy)
-	}
+	policy := policyOf(c.pod, ctr)
 	r := service.Restart{Backoff: &service.Backoff{
 		Initial: 10 * time.Second, Max: 300 * time.Second, ResetAfter: 600 * time.Second,
 	}}
 	switch {
-	case policy == v1.RestartPolicyNever:
+	case policy == v1.RestartPolicyNever && len(ctr.RestartPolicyRules) == 0:
 		return service.Restart{Mode: service.RestartNo}
+	case policy == v1.RestartPolicyNever:
+		r.Mode = service.RestartNo
 	case policy == v1.RestartPolicyOnFailure, kind == service.Oneshot:
 		r.Mode = service.RestartOnFailure
 		// A unit that ends by one of these ended cleanly; a container did not.
@@ -135,6 +134,7 @@ func (c *compiler) restart(ctr *v1.Container, kind service.Type) service.Restart
 	default:
 		r.Mode = service.RestartAlways
 	}
+	ruled(ctr, &r.Force)
 	return r
 }
 

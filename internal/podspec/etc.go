@@ -1,12 +1,14 @@
 package podspec
 
 import (
+	"cmp"
 	"path"
 	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
 
+	"legion.dev/legion/internal/ocispec"
 	"legion.dev/legion/internal/service"
 )
 
@@ -21,22 +23,62 @@ const (
 )
 
 // ReadsEtc says whether compiling the pod looks at Node.Hosts and Node.Resolver.
-func ReadsEtc(pod *v1.Pod) bool {
+func ReadsEtc(pod *v1.Pod, node Node) bool {
+	s, c := &pod.Spec, compiler{pod: pod, node: node}
+	return len(s.HostAliases) > 0 || s.DNSPolicy == v1.DNSNone || s.DNSConfig != nil || named(pod) || c.clusterDNS()
+}
+
+// named: the pod says what its host's name is, and has one of its own.
+func named(pod *v1.Pod) bool {
 	s := &pod.Spec
-	return len(s.HostAliases) > 0 || s.DNSPolicy == v1.DNSNone || s.DNSConfig != nil
+	return OCI(pod) && !s.HostNetwork && (s.Hostname != "" || s.Subdomain != "" || s.HostnameOverride != nil)
+}
+
+// usualDomain is the cluster's domain unless the node knows better.
+const usualDomain = "cluster.local"
+
+func (n Node) domain() string { return cmp.Or(n.ClusterDomain, usualDomain) }
+
+// clusterDNS says whether the pod's names are looked up by the cluster's DNS; a
+// pod in the node's network has to ask for that (dnsPolicy).
+func (c *compiler) clusterDNS() bool {
+	s := &c.pod.Spec
+	own := OCI(c.pod) && !s.HostNetwork
+	return len(c.node.ClusterDNS) > 0 && (s.DNSPolicy == v1.DNSClusterFirstWithHostNet || own && (s.DNSPolicy == v1.DNSClusterFirst || s.DNSPolicy == ""))
+}
+
+// clusterResolver is resolv.conf(5) for the cluster's DNS, with the searches of
+// the node after its own.
+func (c *compiler) clusterResolver() string {
+	domain := c.node.domain()
+	searches := []string{c.pod.Namespace + ".svc." + domain, "svc." + domain, domain}
+	for line := range strings.Lines(c.node.Resolver) {
+		if words := strings.Fields(line); len(words) > 1 && words[0] == "search" {
+			searches = append(searches, words[1:]...)
+		}
+	}
+	return "search " + strings.Join(searches, " ") + "\nnameserver " + strings.Join(c.node.ClusterDNS, "\nnameserver ") + "\noptions ndots:5\n"
 }
 
 // etcFiles are those that the pod asks to be others than the node's.
 func (c *compiler) etcFiles() map[string]VolumeFile {
 	s := &c.pod.Spec
 	files := map[string]VolumeFile{}
-	if len(s.HostAliases) > 0 {
-		files["hosts"] = VolumeFile{Data: []byte(hosts(c.node.Hosts, s.HostAliases)), Mode: 0o644}
+	var own []v1.HostAlias
+	if named(c.pod) {
+		host, full := ocispec.Names(c.pod, c.node.domain())
+		own = []v1.HostAlias{{IP: c.node.IP, Hostnames: strings.Fields(full + " " + host)}}
 	}
-	if s.DNSPolicy == v1.DNSNone || s.DNSConfig != nil {
+	if list := append(own, s.HostAliases...); len(list) > 0 {
+		files["hosts"] = VolumeFile{Data: []byte(hosts(c.node.Hosts, list)), Mode: 0o644}
+	}
+	if s.DNSPolicy == v1.DNSNone || s.DNSConfig != nil || c.clusterDNS() {
 		base := c.node.Resolver
-		if s.DNSPolicy == v1.DNSNone {
+		switch {
+		case s.DNSPolicy == v1.DNSNone:
 			base = ""
+		case c.clusterDNS():
+			base = c.clusterResolver()
 		}
 		files["resolv.conf"] = VolumeFile{Data: []byte(resolver(base, s.DNSConfig)), Mode: 0o644}
 	}
@@ -64,7 +106,7 @@ func hosts(base string, aliases []v1.HostAlias) string {
 	if base != "" && !strings.HasSuffix(base, "\n") {
 		b.WriteString("\n")
 	}
-	b.WriteString("# hostAliases of the pod\n")
+	b.WriteString("# of the pod\n")
 	for _, a := range aliases {
 		b.WriteString(a.IP + "\t" + strings.Join(a.Hostnames, "\t") + "\n")
 	}

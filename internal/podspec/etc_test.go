@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
+
+	"legion.dev/legion/internal/ocispec"
 )
 
 func TestResolver(t *testing.T) {
@@ -35,9 +37,9 @@ func TestResolver(t *testing.T) {
 func TestHosts(t *testing.T) {
 	aliases := []v1.HostAlias{{IP: "10.1.2.3", Hostnames: []string{"a", "b.c"}}}
 	for base, want := range map[string]string{
-		"":                      "# hostAliases of the pod\n10.1.2.3\ta\tb.c\n",
-		"127.0.0.1 localhost":   "127.0.0.1 localhost\n# hostAliases of the pod\n10.1.2.3\ta\tb.c\n",
-		"127.0.0.1 localhost\n": "127.0.0.1 localhost\n# hostAliases of the pod\n10.1.2.3\ta\tb.c\n",
+		"":                      "# of the pod\n10.1.2.3\ta\tb.c\n",
+		"127.0.0.1 localhost":   "127.0.0.1 localhost\n# of the pod\n10.1.2.3\ta\tb.c\n",
+		"127.0.0.1 localhost\n": "127.0.0.1 localhost\n# of the pod\n10.1.2.3\ta\tb.c\n",
 	} {
 		if got := hosts(base, aliases); got != want {
 			t.Errorf("%q: %q, want %q", base, got, want)
@@ -79,5 +81,44 @@ func TestSeccomp(t *testing.T) {
 				t.Errorf("%q, want %q; not honoured: %q", got, test.want, report.NotHonoured)
 			}
 		})
+	}
+}
+
+// TestClusterDNS: who asks for the cluster's DNS has it where there is one, as
+// have pods that are not in the node's network by their own word.
+func TestClusterDNS(t *testing.T) {
+	const own = "search prod.svc.c.example svc.c.example c.example node.example\nnameserver 10.96.0.10\noptions ndots:5\n"
+	for name, test := range map[string]struct {
+		class  string
+		policy v1.DNSPolicy
+		net    bool
+		dns    []string
+		want   string
+		remark bool
+	}{
+		"usual":                {OCIRuntime, v1.DNSClusterFirst, false, []string{"10.96.0.10"}, own, false},
+		"asked for":            {HostRuntime, v1.DNSClusterFirstWithHostNet, false, []string{"10.96.0.10"}, own, false},
+		"in the node's":        {OCIRuntime, v1.DNSClusterFirst, true, []string{"10.96.0.10"}, "", false},
+		"a process":            {HostRuntime, v1.DNSClusterFirst, false, []string{"10.96.0.10"}, "", false},
+		"not wanted":           {OCIRuntime, v1.DNSDefault, false, []string{"10.96.0.10"}, "", false},
+		"none":                 {OCIRuntime, v1.DNSClusterFirst, false, nil, "", false},
+		"none, but asked for":  {OCIRuntime, v1.DNSClusterFirstWithHostNet, true, nil, "", true},
+		"one of the pod's own": {OCIRuntime, v1.DNSNone, false, []string{"10.96.0.10"}, "nameserver 10.9.9.9\n", false},
+	} {
+		pod := &v1.Pod{Spec: v1.PodSpec{RuntimeClassName: &test.class, DNSPolicy: test.policy, HostNetwork: test.net, Containers: []v1.Container{{Name: "c", Command: []string{"x"}}}}}
+		pod.Namespace = "prod"
+		if test.policy == v1.DNSNone {
+			pod.Spec.DNSConfig = &v1.PodDNSConfig{Nameservers: []string{"10.9.9.9"}}
+		}
+		n := node
+		n.OCI, n.ClusterDNS, n.ClusterDomain, n.Resolver = &ocispec.Runtime{}, test.dns, "c.example", "search node.example\nnameserver 10.0.0.1\n"
+		got := ""
+		for _, v := range Volumes(pod, n, nil) {
+			got += string(v.Files["resolv.conf"].Data)
+		}
+		_, report := Compile(pod, n, nil)
+		if got != test.want || ReadsEtc(pod, n) != (test.want != "") || len(report.Remarks) > 0 != test.remark || len(report.NotHonoured) > 0 {
+			t.Errorf("%s: %q, want %q; %+v", name, got, test.want, report)
+		}
 	}
 }

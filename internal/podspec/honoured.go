@@ -3,9 +3,12 @@ package podspec
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
+
+	"legion.dev/legion/internal/ocispec"
 )
 
 // podFields lists what the pod's own fields ask for in vain. Fields that are
@@ -24,12 +27,16 @@ func (c *compiler) podFields() {
 		}
 	}
 	when(len(s.EphemeralContainers) > 0, "ephemeralContainers")
-	when(s.DNSPolicy == v1.DNSClusterFirstWithHostNet || s.DNSPolicy == v1.DNSNone && !c.node.Root, "dnsPolicy")
+	when((s.DNSPolicy == v1.DNSNone || c.clusterDNS()) && !c.node.Root, "dnsPolicy")
+	if s.DNSPolicy == v1.DNSClusterFirstWithHostNet && len(c.node.ClusterDNS) == 0 {
+		c.report.Remarks = append(c.report.Remarks, "dnsPolicy ClusterFirstWithHostNet: the node knows of no DNS of a cluster (legion-agent --cluster-dns), so the pod has the node's, as with Default")
+	}
 	when(s.DNSConfig != nil && !c.node.Root, "dnsConfig")
 	when(len(s.HostAliases) > 0 && !c.node.Root, "hostAliases")
 	when(s.Hostname != "" && !OCI(c.pod), "hostname")
-	when(s.Subdomain != "", "subdomain")
-	when(isTrue(s.SetHostnameAsFQDN), "setHostnameAsFQDN")
+	when(s.HostnameOverride != nil && !OCI(c.pod), "hostnameOverride")
+	when(s.Subdomain != "" && !OCI(c.pod), "subdomain")
+	when(isTrue(s.SetHostnameAsFQDN) && !OCI(c.pod), "setHostnameAsFQDN")
 	when(s.HostUsers != nil && !*s.HostUsers, "hostUsers")
 	when(len(s.ResourceClaims) > 0, "resourceClaims")
 	when(s.Resources != nil && c.unbounded(s.Resources.Limits), "resources.limits")
@@ -37,7 +44,7 @@ func (c *compiler) podFields() {
 		when(p.FSGroup != nil && !c.node.Root, "securityContext.fsGroup")
 		when(p.SELinuxOptions != nil, "securityContext.seLinuxOptions")
 		when(p.AppArmorProfile != nil && p.AppArmorProfile.Type != v1.AppArmorProfileTypeUnconfined, "securityContext.appArmorProfile")
-		when(len(p.Sysctls) > 0, "securityContext.sysctls")
+		when(slices.ContainsFunc(p.Sysctls, func(s v1.Sysctl) bool { return !ocispec.OwnSysctl(c.pod, s.Name) || !OCI(c.pod) }), "securityContext.sysctls")
 	}
 }
 
@@ -52,7 +59,7 @@ func (c *compiler) containerFields(ctr *v1.Container, at string) {
 	}
 	when(c.unbounded(ctr.Resources.Limits), "resources.limits")
 	when(len(ctr.Resources.Claims) > 0, "resources.claims")
-	when(len(ctr.RestartPolicyRules) > 0, "restartPolicyRules")
+	when(slices.ContainsFunc(ctr.RestartPolicyRules, func(r v1.ContainerRestartRule) bool { return r.Action != v1.ContainerRestartRuleActionRestart }), "restartPolicyRules")
 	when(len(ctr.VolumeDevices) > 0, "volumeDevices")
 	when(!c.node.Root && ctr.TerminationMessagePath != "" && ctr.TerminationMessagePath != v1.TerminationMessagePathDefault, "terminationMessagePath")
 	if !c.node.Root {

@@ -52,6 +52,10 @@ type Node struct {
 	// Hosts and Resolver are /etc/hosts and /etc/resolv.conf, for pods that
 	// add to them (ReadsEtc).
 	Hosts, Resolver string
+	// ClusterDNS are the addresses of the cluster's DNS, where it has one, and
+	// ClusterDomain the domain of its names; empty is the usual one.
+	ClusterDNS    []string
+	ClusterDomain string
 	// PodPids is how many processes a pod may have; 0 is no limit.
 	PodPids int64
 	// Allocatable stands in for limits that a resourceFieldRef asks for and

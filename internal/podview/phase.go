@@ -30,7 +30,7 @@ func phase(in Input, prev v1.PodPhase, s *v1.PodStatus) v1.PodPhase {
 			continue
 		}
 		stopped++
-		if in.Gone || !restarts(in.Pod, &in.Pod.Spec.Containers[i], ended.ExitCode) {
+		if in.Gone || !podspec.Restarts(in.Pod, &in.Pod.Spec.Containers[i], ended.ExitCode) {
 			final++
 		}
 		if ended.ExitCode == 0 {
@@ -84,27 +84,11 @@ func initPhase(in Input, s *v1.PodStatus) initialization {
 			// Its end says nothing of the pod's.
 		case c.State.Running != nil, ended == nil, ended.ExitCode == 0 && c.State.Waiting != nil:
 			out.pending = true
-		case ended.ExitCode != 0 && (in.Gone || !restarts(in.Pod, spec, ended.ExitCode)):
+		case ended.ExitCode != 0 && (in.Gone || !podspec.Restarts(in.Pod, spec, ended.ExitCode)):
 			out.failed = true
 		case ended.ExitCode != 0:
 			out.pending = true
 		}
 	}
 	return out
-}
-
-// restarts says whether a container that ended so is run again.
-func restarts(pod *v1.Pod, c *v1.Container, exitCode int32) bool {
-	policy := pod.Spec.RestartPolicy
-	if c.RestartPolicy != nil {
-		policy = v1.RestartPolicy(*c.RestartPolicy)
-	}
-	switch policy {
-	case v1.RestartPolicyNever:
-		return false
-	case v1.RestartPolicyOnFailure:
-		return exitCode != 0
-	default:
-		return true
-	}
 }

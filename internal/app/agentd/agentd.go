@@ -83,7 +83,7 @@ func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
 	if home, err := os.UserHomeDir(); os.Geteuid() != 0 && err == nil {
 		base = filepath.Join(home, ".local/share/legion")
 	}
-	var socket, labels, taints string
+	var socket, labels, taints, dns string
 	flags.StringVar(&o.Node, "node", strings.ToLower(hostname), "`name` of this node")
 	flags.StringVar(&socket, "host-socket", filepath.Join(base, "host.sock"), "legiond's `socket`")
 	flags.StringVar(&o.Server, "server", "", "the server's `URL`, https://HOST:PORT")
@@ -102,6 +102,8 @@ func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
 	flags.StringVar(&o.OCIRuntime, "oci-runtime", "", "`program` that runs the pods of images (default: runc or crun; none: no such pods)")
 	flags.StringVar(&o.Images, "images", "", "`directory` of the image store (default: images beside --dir)")
 	flags.StringVar(&o.SeccompDir, "seccomp-profile-root", "", "`directory` of the seccomp profiles that pods name (default: seccomp in --dir)")
+	flags.StringVar(&dns, "cluster-dns", "", "`IP,…` of the cluster's DNS, where it has one")
+	flags.StringVar(&o.ClusterDomain, "cluster-domain", "cluster.local", "`domain` of the cluster's names")
 	flags.DurationVar(&o.ImageAge, "image-age", 0, "`time` after which an image of no use is removed (default: when the disk is 85 % full)")
 	version := flags.Bool("version", false, "print the version and end")
 	if err := flags.Parse(args); err != nil {
@@ -119,6 +121,9 @@ func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
 		if o.Server == "" {
 			o.Server = server
 		}
+	}
+	if dns != "" {
+		o.ClusterDNS = strings.Split(dns, ",")
 	}
 	var err error
 	if o.Labels, err = parseLabels(labels); err != nil {
