@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -90,6 +91,18 @@ type client struct {
 	got  string
 }
 
+func attachedTo(c *Consoles, key string) int {
+	c.mu.Lock()
+	one := c.all[key]
+	c.mu.Unlock()
+	if one == nil {
+		return 0
+	}
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	return len(one.attached)
+}
+
 func attach(t *testing.T, c *Consoles, key string) *client {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
@@ -107,7 +120,11 @@ func attach(t *testing.T, c *Consoles, key string) *client {
 		t.Fatal(err)
 	}
 	one := &client{t: t, conn: ours, in: json.NewDecoder(ours), done: make(chan error, 1)}
+	before := attachedTo(c, key)
 	go func() { one.done <- c.Attach(key, true, theirs) }()
+	for attachedTo(c, key) == before && len(one.done) == 0 {
+		runtime.Gosched()
+	}
 	t.Cleanup(func() { ours.Close() })
 	return one
 }

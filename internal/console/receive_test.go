@@ -13,16 +13,16 @@ import (
 	"legion.dev/legion/internal/service"
 )
 
-// runtime sends the near end of a terminal to the socket, as runc does, in
+// ociRuntime sends the near end of a terminal to the socket, as runc does, in
 // steps: each is done when the next is called for.
-type runtime struct {
+type ociRuntime struct {
 	t     *testing.T
 	at    string
 	conn  *net.UnixConn
 	slave *os.File
 }
 
-func (r *runtime) connect() {
+func (r *ociRuntime) connect() {
 	r.t.Helper()
 	conn, err := net.Dial("unix", r.at)
 	if err != nil {
@@ -31,7 +31,7 @@ func (r *runtime) connect() {
 	r.conn = conn.(*net.UnixConn)
 }
 
-func (r *runtime) send() {
+func (r *ociRuntime) send() {
 	r.t.Helper()
 	master, slave, err := openTerminal()
 	if err != nil {
@@ -72,7 +72,7 @@ func TestFromRuntime(t *testing.T) {
 				}
 			}
 			t.Chdir(dir) // as the runtime is started
-			r := &runtime{t: t, at: service.ConsoleSocket}
+			r := &ociRuntime{t: t, at: service.ConsoleSocket}
 			again(Listener)
 			r.connect()
 			again(Connection)
@@ -106,7 +106,7 @@ func TestNoRuntime(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-k.puts
-		r := &runtime{t: t, at: socket}
+		r := &ociRuntime{t: t, at: socket}
 		if connect {
 			r.connect()
 			<-k.puts

@@ -143,6 +143,8 @@ func TestAttachTerminal(t *testing.T) {
 		while :; do read line && echo "<$line>"; done`, service.Console{Stdin: true, Terminal: true}))
 	d.said("tty", "begun")
 	first, second := d.attach("tty"), d.attach("tty")
+	second.say("zero\n") // what it hears of comes after it is attached
+	second.until("<zero>")
 	first.say("one\n")
 	first.until("<one>")
 	second.until("<one>")
