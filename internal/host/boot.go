@@ -184,6 +184,9 @@ func (h *Host) resume(g *group, r record) bool {
 			continue
 		}
 		u.in = in
+		if r.Tmp != "" && !u.rests() {
+			h.guests[g.spec.Name] = r.Tmp
+		}
 		h.adopt(u)
 	}
 	h.dirty[g.spec.Name] = struct{}{}

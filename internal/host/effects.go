@@ -78,10 +78,13 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		}
 		q.Files = files
 	}
+	shared := h.share(u, e)
+	q.Tmp = h.guests[q.Group]
 	path, group, together := u.cgroup, u.g.spec.Name, u.g.spec.Resources
 	h.spawning++
 	h.starts.add(func() {
 		defer hangUp(q.Files)
+		defer shared.end()
 		var p Process
 		var lost []string
 		ooms := 0
@@ -111,7 +114,10 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 				// It may be killed before the news of its start is told.
 				ooms = h.o.Cgroups.OOMKills(path)
 			}
-			p, err = h.o.Processes.Start(q)
+			q.Joined = shared.joinable()
+			if p, err = h.o.Processes.Start(q); err == nil {
+				shared.is(p)
+			}
 		}
 		h.point("after a fork")
 		h.later(func() {
@@ -277,7 +283,7 @@ func (h *Host) probe(u *unit, e machine.RunProbe) {
 		machine.StartupProbe: u.spec.Startup, machine.ReadinessProbe: u.spec.Readiness, machine.LivenessProbe: u.spec.Liveness,
 	}[e.Kind]
 	spec := *u.spec
-	t := Target{Group: u.g.spec.Name, Service: spec.Name, Run: e.Run, Context: &spec.Exec, Cgroup: u.dir}
+	t := Target{Group: u.g.spec.Name, Service: spec.Name, Run: e.Run, Context: &spec.Exec, Cgroup: u.dir, Tmp: h.guests[u.g.spec.Name]}
 	_, timeout := machine.Timing(p)
 	go func() {
 		ctx, cancel := context.WithTimeout(h.ctx, timeout)
@@ -290,7 +296,8 @@ func (h *Host) probe(u *unit, e machine.RunProbe) {
 }
 
 func (h *Host) cleanUp(u *unit, e machine.CleanUp) {
-	if err := h.o.Processes.CleanUp(u.g.spec.Name, u.spec, e.Restarting); err != nil {
+	err := h.o.Processes.CleanUp(u.g.spec.Name, u.spec, e.Restarting)
+	if err := errors.Join(err, h.leaveTmp(u)); err != nil {
 		h.note(u.g, "cannot remove what the run left", err)
 	}
 	if u.spec.FDStorePreserve == "no" {

@@ -84,7 +84,7 @@ func (h *Host) execRequest(u *unit, r hostapi.ExecRequest) ExecRequest {
 	}
 	return ExecRequest{
 		Request: Request{
-			Group: u.g.spec.Name, Service: spec.Name, Run: u.in.Run, Context: &spec.Exec, Env: env,
+			Group: u.g.spec.Name, Service: spec.Name, Run: u.in.Run, Context: &spec.Exec, Env: env, Tmp: h.guests[u.g.spec.Name],
 			Command: service.Command{Path: r.Argv[0], Argv: r.Argv, NoExpand: true},
 		},
 		Beside: u.in.Main.PID, TTY: r.TTY, limits: spec.Resources,

@@ -86,6 +86,8 @@ type unit struct {
 	kept []File
 	// console is what an earlier legiond has left, until it is taken up.
 	console []File
+	// birth is the newest start that others may join.
+	birth *birth
 }
 
 // record is a group on disk, in the store's Runs.
@@ -101,6 +103,8 @@ type record struct {
 	Waits     []string                    `json:"waits,omitempty"`
 	Instances map[string]machine.Instance `json:"instances,omitempty"`
 	Held      map[string]held             `json:"held,omitempty"`
+	// Tmp is the unit whose /tmp this one sees; empty for its own.
+	Tmp string `json:"tmp,omitempty"`
 }
 
 // wish is what is wanted of a group that was put, in the store's Wishes.

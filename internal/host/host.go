@@ -97,6 +97,8 @@ type Host struct {
 	earlyNotes []Message
 	// unsaved are groups of which the disk does not know what is known.
 	unsaved map[string]struct{}
+	// guests are the units that see the /tmp of another, by name.
+	guests map[string]string
 	// dirty are groups to tell watchers of, once the event is done.
 	dirty    map[string]struct{}
 	watchers map[*watcher]struct{}
@@ -155,7 +157,7 @@ func New(o Options) *Host {
 	return &Host{
 		clock: o.Clock, stamps: map[string]stamp{},
 		o: o, inbox: make(chan func(), 64), groups: map[string]*group{}, pending: map[string]*group{}, waiting: map[string]*group{}, owners: map[int]owner{}, unsaved: map[string]struct{}{},
-		dirty: map[string]struct{}{}, watchers: map[*watcher]struct{}{}, ready: make(chan struct{}), problems: o.Problems,
+		dirty: map[string]struct{}{}, guests: map[string]string{}, watchers: map[*watcher]struct{}{}, ready: make(chan struct{}), problems: o.Problems,
 		stale: true,
 	}
 }

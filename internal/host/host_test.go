@@ -97,7 +97,7 @@ func (m *machineFake) Start(q Request) (Process, error) {
 	if beside := m.procs[q.PIDs]; beside != nil {
 		m.say("start %s beside %s", q.Service, beside.path)
 	} else {
-		m.say("start %s", q.Service)
+		m.say("start %s%s", q.Service, m.shared(q))
 	}
 	if m.hungry[q.Service] {
 		m.ooms++

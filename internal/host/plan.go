@@ -19,6 +19,8 @@ type relations struct {
 	// uses[a] are the groups that a wants, requires or upholds, of those that
 	// stop when nobody does.
 	uses map[string][]string
+	// joins[a] are the units that a joins the namespaces of, or that join its.
+	joins map[string][]string
 }
 
 func (h *Host) relations() *relations {
@@ -52,6 +54,7 @@ func (h *Host) relations() *relations {
 			}
 		}
 	}
+	r.joined(h.groups)
 	h.graph = r
 	return r
 }

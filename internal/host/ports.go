@@ -39,9 +39,10 @@ type Processes interface {
 	Begin()
 	// Suspend collects no more, and ends Exits with one of process 0.
 	Suspend()
-	// CleanUp removes the runtime and private directories that a service of
-	// the group leaves behind.
+	// CleanUp removes the runtime directories and credentials that a service of
+	// the group leaves behind, RemoveTmp its private /tmp and /var/tmp.
 	CleanUp(group string, s *service.Service, restarting bool) error
+	RemoveTmp(group, service string) error
 	// Without names what of the context this machine cannot give.
 	Without(c *service.ExecContext) []string
 	// Release removes what the mounts of a group that has ended needed.
@@ -92,6 +93,11 @@ type Request struct {
 	// PIDs is the process whose PID namespace a container of it is in, 0 for
 	// none.
 	PIDs int
+	// Tmp is the unit whose private /tmp it sees; empty is its own. Joined is a
+	// process whose network and IPC namespaces it enters where it would make
+	// such of its own; 0 for none.
+	Tmp    string
+	Joined int
 	// Stdin, where not 0, is the standard input; with TTY a terminal, to be all
 	// three and the process's own. It stays open here.
 	Stdin int
@@ -278,6 +284,8 @@ type Target struct {
 	Run            uint64
 	Context        *service.ExecContext
 	Cgroup         string
+	// Tmp is as in Request.
+	Tmp string
 }
 
 // Units reads the unit files.

@@ -94,6 +94,12 @@ type Request struct {
 	// PIDs is the process whose PID namespace a container of it is in, 0 for
 	// none.
 	PIDs int
+	// Tmp is the unit whose private /tmp and /var/tmp it sees; empty is its own.
+	Tmp string
+	// Joined, where not 0, is a process that this Runner watches and whose
+	// network and IPC namespaces are entered, instead of making such. One that
+	// has ended, or has none but the host's, is not joined.
+	Joined int
 
 	// Stdio, where set, are the standard descriptors, in place of what the
 	// context names. They stay open here.

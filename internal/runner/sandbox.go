@@ -30,7 +30,7 @@ func (q *Request) sandbox(c *service.ExecContext, l *launch) *StartError {
 		}
 	}
 	if x.PrivateTmp {
-		l.spec.Tmp = privateTmp(q.Group, q.Service)
+		l.spec.Tmp = q.privateTmp()
 		for _, dir := range l.spec.Tmp {
 			if err := makePrivateTmp(dir); err != nil {
 				return &StartError{Stage: fmt.Sprintf("make %q for PrivateTmp", dir), Err: err, Code: sandbox.CodeNamespace}
@@ -42,6 +42,15 @@ func (q *Request) sandbox(c *service.ExecContext, l *launch) *StartError {
 		l.spec.NoNewPrivileges = true
 	}
 	return nil
+}
+
+// privateTmp are the request's own directories, or those of the unit that it
+// shares them with.
+func (q *Request) privateTmp() [2]string {
+	if q.Tmp != "" {
+		return privateTmp(q.Tmp, q.Tmp)
+	}
+	return privateTmp(q.Group, q.Service)
 }
 
 // privateTmp are the directories that a service sees as /tmp and /var/tmp. All

@@ -32,13 +32,15 @@ type launch struct {
 	tty    bool
 	// join is the pidfd of Request.Join, -1 for none.
 	join int
+	// joined are namespaces of Request.Joined, held until the start is done.
+	joined []int
 	// plain: a plain spawn can do all of spec.
 	plain bool
 }
 
 func (l *launch) close() {
 	l.stdio.close()
-	for _, fd := range []int{l.cgroup, l.join} {
+	for _, fd := range append([]int{l.cgroup, l.join}, l.joined...) {
 		if fd >= 0 {
 			unix.Close(fd)
 		}
@@ -53,6 +55,9 @@ func (r *Runner) start(q *Request, done chan service.Exit) (*entry, error) {
 	err := r.prepare(q, &l)
 	if err == nil {
 		err = r.join(q, &l)
+	}
+	if err == nil {
+		r.joinKinds(q, &l)
 	}
 	if err != nil {
 		err.Service = q.title()

@@ -162,7 +162,7 @@ func (s *Spec) namespaceStages() []stage {
 	if x.PrivateNetwork && s.NetNS == "" {
 		out = append(out, stage{"set the loopback device up", CodeNetwork, loopbackUp})
 	}
-	unshare(x.PrivateIPC, unix.CLONE_NEWIPC, "IPC")
+	unshare(x.PrivateIPC && s.IPCNS == "", unix.CLONE_NEWIPC, "IPC")
 	unshare(x.ProtectHostname, unix.CLONE_NEWUTS, "UTS")
 	if !hasMounts(x) {
 		return out

@@ -44,6 +44,8 @@ type Spec struct {
 	Join int `json:"join,omitempty"`
 	// NetNS is the path of a network namespace to enter.
 	NetNS string `json:"netns,omitempty"`
+	// IPCNS is the path of an IPC namespace to enter.
+	IPCNS string `json:"ipcns,omitempty"`
 	// Mounts, where there are any or ReadOnlyRoot is set, make a mount
 	// namespace. Sources and targets are there.
 	Mounts       []Mount `json:"mounts,omitempty"`
@@ -146,7 +148,7 @@ type stage struct {
 
 // Plain says whether a plain spawn can do all of it (package syscall).
 func (s *Spec) Plain() bool {
-	return len(s.Enter) == 0 && s.Join == 0 && s.NetNS == "" && len(s.Mounts) == 0 && !s.ReadOnlyRoot && len(s.Rlimits) == 0 && s.Nice == nil && s.OOMScoreAdjust == nil &&
+	return len(s.Enter) == 0 && s.Join == 0 && s.NetNS == "" && s.IPCNS == "" && len(s.Mounts) == 0 && !s.ReadOnlyRoot && len(s.Rlimits) == 0 && s.Nice == nil && s.OOMScoreAdjust == nil &&
 		s.UMask == 0o022 && s.Sandbox == nil && s.Scheduling == nil && s.Bounding == nil && !s.NoNewPrivileges && s.IgnoreSIGPIPE
 }
 
@@ -240,7 +242,8 @@ func (s *Spec) stages() []stage {
 		})
 	}
 	add(s.Join != 0, "enter the namespaces of the service", CodeNamespace, func() error { return join(s.Join) })
-	add(s.NetNS != "" && s.Join == 0, fmt.Sprintf("enter network namespace %q", s.NetNS), CodeNetwork, func() error { return enterNet(s.NetNS) })
+	add(s.NetNS != "" && s.Join == 0, fmt.Sprintf("enter network namespace %q", s.NetNS), CodeNetwork, func() error { return enter(s.NetNS, unix.CLONE_NEWNET) })
+	add(s.IPCNS != "" && s.Join == 0, fmt.Sprintf("enter IPC namespace %q", s.IPCNS), CodeNamespace, func() error { return enter(s.IPCNS, unix.CLONE_NEWIPC) })
 	if (len(s.Mounts) > 0 || s.ReadOnlyRoot) && s.Join == 0 {
 		for _, st := range s.mountStages() {
 			add(true, st.name, st.code, st.do)
@@ -350,13 +353,13 @@ func Bytes(list []string) [][]byte {
 	return out
 }
 
-func enterNet(path string) error {
+func enter(path string, kind int) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	return unix.Setns(fd, unix.CLONE_NEWNET)
+	return unix.Setns(fd, kind)
 }
 
 // join enters namespaces of the process behind JoinFD. A thread that shares its

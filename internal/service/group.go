@@ -101,6 +101,9 @@ type Dependencies struct {
 	ReloadPropagatedFrom []string `json:"reloadPropagatedFrom,omitempty"`
 	PropagatesStopTo     []string `json:"propagatesStopTo,omitempty"`
 	StopPropagatedFrom   []string `json:"stopPropagatedFrom,omitempty"`
+	// JoinsNamespaceOf are units whose private /tmp, network and IPC namespace
+	// the group's service shares, and the other way round.
+	JoinsNamespaceOf []string `json:"joinsNamespaceOf,omitempty"`
 	// WantedBy, RequiredBy and Aliases come from [Install].
 	WantedBy   []string `json:"wantedBy,omitempty"`
 	RequiredBy []string `json:"requiredBy,omitempty"`

@@ -74,6 +74,7 @@ func request(q host.Request) runner.Request {
 	r := runner.Request{
 		Group: q.Group, Service: q.Service, Run: q.Run, Command: q.Command, Context: q.Context, Env: q.Env,
 		Cgroup: q.Cgroup, Enter: q.Enter, Stdout: q.Stdout, Stderr: q.Stderr, Files: files(q.Files), PIDs: q.PIDs,
+		Tmp: q.Tmp, Joined: q.Joined,
 	}
 	if q.TTY {
 		r.Stdio, r.TTY = &[3]int{q.Stdin, q.Stdin, q.Stdin}, true
@@ -109,14 +110,13 @@ func (p *processes) Leads(pid int) bool {
 
 func (p *processes) CleanUp(group string, s *service.Service, restarting bool) error {
 	err := runner.RemoveRuntime(&s.Exec, runner.DefaultBaseDirs(), restarting)
-	if s.Exec.Sandbox != nil && s.Exec.Sandbox.PrivateTmp {
-		err = errors.Join(err, runner.RemovePrivateTmp(group, s.Name))
-	}
 	if len(s.Exec.Credentials) > 0 {
 		err = errors.Join(err, runner.RemoveCredentials(group, s.Name, runner.DefaultBaseDirs()))
 	}
 	return err
 }
+
+func (p *processes) RemoveTmp(group, name string) error { return runner.RemovePrivateTmp(group, name) }
 
 func (p *processes) Without(c *service.ExecContext) []string { return runner.LostProtections(c) }
 

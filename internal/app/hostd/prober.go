@@ -32,7 +32,7 @@ func (p prober) Probe(ctx context.Context, q *service.Probe, t host.Target) (boo
 	}
 	return probe.Run(ctx, q, func(ctx context.Context, c service.Command) (int, []byte, error) {
 		exit, out, err := p.r.Output(ctx, runner.Request{
-			Group: t.Group, Service: t.Service, Run: t.Run, Command: c, Context: t.Context, Cgroup: t.Cgroup,
+			Group: t.Group, Service: t.Service, Run: t.Run, Command: c, Context: t.Context, Cgroup: t.Cgroup, Tmp: t.Tmp,
 		}, 10<<10)
 		if err == nil && exit.Signal != 0 {
 			err = fmt.Errorf("the command %s", machine.ExitWords(exit))
