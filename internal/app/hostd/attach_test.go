@@ -173,6 +173,8 @@ func TestAttachTerminal(t *testing.T) {
 	if s := d.running("tty"); s.Main.PID != pid || s.Restarts != 0 {
 		t.Errorf("process %d: %+v", pid, s)
 	}
+	fourth.say("four\n")
+	d.said("tty", "<four>") // the log comes after the client, and in order
 	for _, want := range []string{"<one>\r", "<two>\r", "<three>\r"} {
 		if lines := d.lines("tty"); !slices.Contains(lines, want) {
 			t.Errorf("no %q in the log: %q", want, lines)
