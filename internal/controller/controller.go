@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -212,7 +213,8 @@ func addIndexers(pods cache.SharedIndexInformer) error {
 }
 
 // slim drops from cached objects what no loop here reads, so that a large
-// fleet stays cheap to hold.
+// fleet stays cheap to hold. The lists of an object may be those of the server's
+// own caches, so none is written to.
 func slim(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
 		m.SetManagedFields(nil)
@@ -220,9 +222,10 @@ func slim(obj any) (any, error) {
 	switch o := obj.(type) {
 	case *corev1.Pod:
 		o.Spec.Volumes = nil
-		for _, cs := range [][]corev1.Container{o.Spec.Containers, o.Spec.InitContainers} {
-			for i := range cs {
-				c := &cs[i]
+		for _, cs := range []*[]corev1.Container{&o.Spec.Containers, &o.Spec.InitContainers} {
+			*cs = slices.Clone(*cs)
+			for i := range *cs {
+				c := &(*cs)[i]
 				*c = corev1.Container{Name: c.Name, Ports: c.Ports, Resources: c.Resources, RestartPolicy: c.RestartPolicy}
 			}
 		}

@@ -1,6 +1,7 @@
 package daemonset
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -102,15 +103,17 @@ func containerTrouble(c *corev1.ContainerStatus) string {
 	return ""
 }
 
-// SlimStatus drops from a pod's status what Observe does not read.
+// SlimStatus drops from a pod's status what Observe does not read, and writes to
+// no list that it may share with another pod.
 func SlimStatus(pod *corev1.Pod) {
 	s := &pod.Status
 	if Observe(pod).Ready {
 		s.ContainerStatuses, s.InitContainerStatuses = nil, nil
 	}
-	for _, all := range [][]corev1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses} {
-		for i := range all {
-			c := &all[i]
+	for _, all := range []*[]corev1.ContainerStatus{&s.ContainerStatuses, &s.InitContainerStatuses} {
+		*all = slices.Clone(*all)
+		for i := range *all {
+			c := &(*all)[i]
 			slim := corev1.ContainerStatus{Name: c.Name, Ready: c.Ready, RestartCount: c.RestartCount}
 			if w := c.State.Waiting; w != nil {
 				slim.State.Waiting = &corev1.ContainerStateWaiting{Reason: w.Reason}
