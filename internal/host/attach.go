@@ -3,11 +3,9 @@ package host
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"path/filepath"
-	"time"
 
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/service"
@@ -95,16 +93,11 @@ func (h *Host) httpAttach(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		refuse(w, err)
+	conn := upgrade(w, hostapi.AttachProtocol)
+	if conn == nil {
 		return
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Time{})
-	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", hostapi.AttachProtocol); err != nil {
-		return
-	}
 	if err := h.o.Consoles.Attach(cgroup, req.Stdin, conn); err != nil {
 		err = failure("conflict", "", "cannot attach to %s: %v", title, err)
 		_ = json.NewEncoder(conn).Encode(hostapi.AttachOutput{Error: wireError(err)}) // the client may be gone

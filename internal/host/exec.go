@@ -131,17 +131,28 @@ func (h *Host) httpExec(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		refuse(w, err)
+	conn := upgrade(w, hostapi.ExecProtocol)
+	if conn == nil {
 		return
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Time{})
-	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", hostapi.ExecProtocol); err != nil {
-		return
-	}
 	h.execOver(conn, name, req)
+}
+
+// upgrade takes over the connection of a request and says so, in the protocol
+// that its header asks for; nil if the client is gone or has been refused.
+func upgrade(w http.ResponseWriter, protocol string) net.Conn {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		refuse(w, err)
+		return nil
+	}
+	_ = conn.SetDeadline(time.Time{})
+	if _, err := fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol); err != nil {
+		conn.Close()
+		return nil
+	}
+	return conn
 }
 
 // execOver takes the descriptors, runs the command and tells of it.
