@@ -111,7 +111,7 @@ func (g coreGroup) addNodesAndPods(getter generic.RESTOptionsGetter, storage map
 	storage["nodes"] = nodes.Node
 	storage["nodes/proxy"] = nodeProxy{nodes.Proxy, connections}
 	storage["nodes/status"] = nodes.Status
-	storage["pods"] = podREST{pods.Pod}
+	storage["pods"] = newPodREST(pods.Pod)
 	storage["pods/attach"] = pods.Attach
 	storage["pods/status"] = podStatusREST{pods.Status}
 	storage["pods/log"] = pods.Log

@@ -36,6 +36,7 @@ func TestDirect(t *testing.T) {
 	t.Run("status patches", func(t *testing.T) { testStatusPatches(t, f) })
 	t.Run("renewals", func(t *testing.T) { testRenewals(t, f, direct) })
 	t.Run("briefly", func(t *testing.T) { testBriefly(t, f) })
+	t.Run("ended", func(t *testing.T) { testEnded(t, f) })
 	t.Run("namesakes", func(t *testing.T) { testNamesakes(t, f, direct) })
 	t.Run("fenced", func(t *testing.T) { testFenced(t, inside) })
 }

@@ -2,12 +2,15 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"net/http"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/endpoints/request"
+	registry "k8s.io/apiserver/pkg/registry/generic/registry"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/apiserver/pkg/storage"
 	api "k8s.io/kubernetes/pkg/apis/core"
@@ -16,29 +19,79 @@ import (
 
 // podREST are the pods; it tells their storage of a deletion what it needs to
 // begin with the pod as the watch cache has it.
-type podREST struct{ *podstore.REST }
+type podREST struct {
+	*podstore.REST
+	// ended takes out pods that have ended.
+	ended *registry.Store
+}
 
-// Delete is upstream's.
+func newPodREST(pods *podstore.REST) podREST {
+	ended := *pods.Store
+	ended.DeleteStrategy = atOnce{pods.DeleteStrategy}
+	return podREST{pods, &ended}
+}
+
+// atOnce is a strategy that gives what is deleted no time.
+type atOnce struct{ rest.RESTDeleteStrategy }
+
+// Delete is upstream's, but for what a node says of a pod that was being deleted
+// and has ended there. Upstream writes first that the pod has no time left, and
+// then takes it out; here it is taken out, if it is still the pod that the watch
+// cache has. Who watches it is told of its end once, not twice.
 func (r podREST) Delete(
 	ctx context.Context, name string, validate rest.ValidateObjectFunc, options *metav1.DeleteOptions,
 ) (runtime.Object, bool, error) {
-	return r.REST.Delete(context.WithValue(ctx, deletion{}, options), name, validate, options)
+	if saysEnded(options) {
+		taken, now, err := r.ended.Delete(context.WithValue(ctx, deletion{}, &deleting{options: options, ended: true}), name, validate, options)
+		if err == nil || apierrors.IsNotFound(err) {
+			return taken, now, err
+		}
+	}
+	return r.REST.Delete(context.WithValue(ctx, deletion{}, &deleting{options: options}), name, validate, options)
 }
 
-// deletion is the key of the options of a pod's deletion in its context.
+// saysEnded says whether options are those of a node whose pod has ended.
+func saysEnded(o *metav1.DeleteOptions) bool {
+	if o == nil || len(o.DryRun) > 0 || o.PropagationPolicy != nil {
+		return false
+	}
+	//lint:ignore SA1019 who still sets it means it
+	if o.OrphanDependents != nil {
+		return false
+	}
+	return o.GracePeriodSeconds != nil && *o.GracePeriodSeconds == 0 && o.Preconditions != nil && o.Preconditions.UID != nil
+}
+
+// deletion is the key of a pod's deletion in its context.
 type deletion struct{}
 
-// deletedNow says whether the deletion of a context leaves its pod no time. A
-// pod of which it does not know the UID may be another than the cache has.
-func deletedNow(ctx context.Context) (uid types.UID, now, ok bool) {
-	options, _ := ctx.Value(deletion{}).(*metav1.DeleteOptions)
-	if options == nil {
-		return "", false, false
+type deleting struct {
+	options *metav1.DeleteOptions
+	// ended: only a pod that has ended is to be taken out, as it was seen.
+	ended bool
+	seen  *api.Pod
+}
+
+// uid is empty if the options do not say it: the pod may be another than the
+// cache has.
+func (d *deleting) uid() types.UID {
+	if p := d.options.Preconditions; p != nil && p.UID != nil {
+		return *p.UID
 	}
-	if p := options.Preconditions; p != nil && p.UID != nil {
-		uid = *p.UID
+	return ""
+}
+
+// now says whether the pod has no time left.
+func (d *deleting) now() bool {
+	return d.options.GracePeriodSeconds != nil && *d.options.GracePeriodSeconds == 0
+}
+
+func deletionOf(ctx context.Context) *deleting {
+	d, _ := ctx.Value(deletion{}).(*deleting)
+	if d == nil || d.options == nil {
+		return nil
 	}
-	return uid, options.GracePeriodSeconds != nil && *options.GracePeriodSeconds == 0, true
+	return d
 }
 
 // podStatusREST has the strategic merge patches of pods' statuses made on pods
@@ -112,12 +165,36 @@ type podStorage struct {
 // one that is meant: all that is decided by what is read here is decided again
 // by what is written.
 func (s podStorage) Get(ctx context.Context, key string, options storage.GetOptions, destination runtime.Object) error {
-	if uid, _, ok := deletedNow(ctx); ok && uid != "" && options.ResourceVersion == "" {
-		if pod, ok := destination.(*api.Pod); ok && s.cached(ctx, key, pod) && pod.UID == uid {
-			return nil
+	d := deletionOf(ctx)
+	if d != nil && d.uid() != "" && options.ResourceVersion == "" {
+		if pod, ok := destination.(*api.Pod); ok && s.cached(ctx, key, pod) && pod.UID == d.uid() {
+			seen := *pod
+			d.seen = &seen
 		}
 	}
+	switch {
+	case d != nil && d.ended && (d.seen == nil || d.seen.DeletionTimestamp == nil || len(d.seen.Finalizers) > 0):
+		return errNotEnding
+	case d != nil && d.seen != nil:
+		return nil
+	}
 	return s.Interface.Get(ctx, key, options, destination)
+}
+
+// errNotEnding: the pod is not known to be one that is only to be taken out.
+var errNotEnding = errors.New("the pod is not being deleted, or not known to be")
+
+// Delete takes out a pod that has ended as it was seen, and no other: what has
+// been written to it since, such as a finalizer, may be a reason not to.
+func (s podStorage) Delete(
+	ctx context.Context, key string, out runtime.Object, preconditions *storage.Preconditions,
+	validate storage.ValidateObjectFunc, known runtime.Object, options storage.DeleteOptions,
+) error {
+	if d := deletionOf(ctx); d != nil && d.ended && d.seen != nil {
+		uid, version := d.seen.UID, d.seen.ResourceVersion
+		return s.below.Delete(ctx, key, out, &storage.Preconditions{UID: &uid, ResourceVersion: &version}, validate, d.seen, options)
+	}
+	return s.Interface.Delete(ctx, key, out, preconditions, validate, known, options)
 }
 
 // cached reads into pod what the watch cache has, of which the outermost is a copy.
@@ -135,11 +212,11 @@ func (s podStorage) GuaranteedUpdate(
 	ctx context.Context, key string, destination runtime.Object, ignoreNotFound bool,
 	preconditions *storage.Preconditions, update storage.UpdateFunc, known runtime.Object,
 ) error {
-	_, now, deleted := deletedNow(ctx)
-	if deleted && now {
+	d := deletionOf(ctx)
+	if d != nil && d.now() {
 		return s.below.GuaranteedUpdate(ctx, key, destination, ignoreNotFound, preconditions, update, nil)
 	}
-	if deleted || isStatusPatch(ctx) {
+	if d != nil || isStatusPatch(ctx) {
 		if pod := (&api.Pod{}); s.cached(ctx, key, pod) {
 			return s.below.GuaranteedUpdate(ctx, key, destination, ignoreNotFound, preconditions, update, pod)
 		}

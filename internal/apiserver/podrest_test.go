@@ -143,6 +143,102 @@ func testNamesakes(t *testing.T, f *fleet, direct kubernetes.Interface) {
 	}
 }
 
+// testEnded has pods end as their nodes say: who watches is told once, and a pod
+// that somebody keeps by a finalizer stays.
+func testEnded(t *testing.T, f *fleet) {
+	pods := f.admin.CoreV1().Pods("default")
+	pod := samples()["host"]
+	pod.GenerateName, pod.Name, pod.OwnerReferences = "", "ending", nil
+	made, err := pods.Create(t.Context(), pod, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	news, err := pods.Watch(t.Context(), metav1.ListOptions{FieldSelector: "metadata.name=ending", ResourceVersion: made.ResourceVersion})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer news.Stop()
+	ends := *metav1.NewDeleteOptions(0)
+	ends.Preconditions = &metav1.Preconditions{UID: &made.UID}
+	for _, step := range []struct {
+		what string
+		do   func() error
+		want watch.EventType
+	}{
+		{"a finalizer", func() error {
+			_, err := pods.Patch(t.Context(), made.Name, types.MergePatchType, []byte(`{"metadata":{"finalizers":["example.org/kept"]}}`), metav1.PatchOptions{})
+			return err
+		}, watch.Modified},
+		{"a deletion", func() error { return pods.Delete(t.Context(), made.Name, metav1.DeleteOptions{}) }, watch.Modified},
+		{"the end of a pod with a finalizer", func() error { return pods.Delete(t.Context(), made.Name, ends) }, watch.Modified},
+		{"no finalizer any more", func() error {
+			_, err := pods.Patch(t.Context(), made.Name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+			return err
+		}, watch.Deleted},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatalf("%s: %v", step.what, err)
+		}
+		if e := <-news.ResultChan(); e.Type != step.want {
+			t.Fatalf("%s is told as %v", step.what, e)
+		}
+	}
+	if made, err = pods.Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	ends.Preconditions = &metav1.Preconditions{UID: &made.UID}
+	for _, step := range []struct {
+		options metav1.DeleteOptions
+		want    []watch.EventType
+	}{{metav1.DeleteOptions{}, []watch.EventType{watch.Added, watch.Modified}}, {ends, []watch.EventType{watch.Deleted}}} {
+		if err := pods.Delete(t.Context(), made.Name, step.options); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range step.want {
+			if e := <-news.ResultChan(); e.Type != want {
+				t.Fatalf("told as %v, want %s", e, want)
+			}
+		}
+	}
+	if err := pods.Delete(t.Context(), made.Name, ends); !apierrors.IsNotFound(err) {
+		t.Errorf("the end of a pod that is gone: %v", err)
+	}
+}
+
+// A pod that has ended is taken out as it was seen, if nothing keeps it.
+func TestEndsAsSeen(t *testing.T) {
+	uid := types.UID("1")
+	options := metav1.NewDeleteOptions(0)
+	options.Preconditions = &metav1.Preconditions{UID: &uid}
+	for _, c := range []struct {
+		what string
+		seen metav1.ObjectMeta
+		ends bool
+	}{
+		{"being deleted", metav1.ObjectMeta{Name: "p", UID: uid, ResourceVersion: "7", DeletionTimestamp: &metav1.Time{}}, true},
+		{"not being deleted", metav1.ObjectMeta{Name: "p", UID: uid, ResourceVersion: "7"}, false},
+		{"kept", metav1.ObjectMeta{Name: "p", UID: uid, DeletionTimestamp: &metav1.Time{}, Finalizers: []string{"f"}}, false},
+		{"another", metav1.ObjectMeta{Name: "p", UID: "2", DeletionTimestamp: &metav1.Time{}}, false},
+	} {
+		store := &staleStore{cached: &api.Pod{ObjectMeta: c.seen}, stored: &api.Pod{ObjectMeta: c.seen}}
+		pods := podStorage{store, store, newPodParts()}
+		ctx := context.WithValue(t.Context(), deletion{}, &deleting{options: options, ended: true})
+		err := pods.Get(ctx, "key", storage.GetOptions{}, &api.Pod{})
+		if (err == nil) != c.ends {
+			t.Errorf("%s: %v", c.what, err)
+		}
+		if err != nil {
+			continue
+		}
+		if err := pods.Delete(ctx, "key", &api.Pod{}, &storage.Preconditions{UID: &uid}, nil, nil, storage.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if len(store.removed) != 1 || *store.removed[0].UID != uid || *store.removed[0].ResourceVersion != "7" {
+			t.Errorf("%s: taken out by %+v", c.what, store.removed)
+		}
+	}
+}
+
 // What an informer does to its objects happens to those alone.
 func TestInformersChangeTheirOwn(t *testing.T) {
 	shared := &api.Pod{
@@ -207,6 +303,15 @@ type staleStore struct {
 	cached, stored *api.Pod
 	// known are the pods with which updates began.
 	known []runtime.Object
+	// removed are the preconditions with which pods were taken out.
+	removed []storage.Preconditions
+}
+
+func (s *staleStore) Delete(
+	_ context.Context, _ string, _ runtime.Object, p *storage.Preconditions, _ storage.ValidateObjectFunc, _ runtime.Object, _ storage.DeleteOptions,
+) error {
+	s.removed = append(s.removed, *p)
+	return nil
 }
 
 func (s *staleStore) Get(_ context.Context, _ string, options storage.GetOptions, into runtime.Object) error {
@@ -235,7 +340,7 @@ func TestDeletionsOfNamesakes(t *testing.T) {
 		if uid != "" {
 			options.Preconditions = &metav1.Preconditions{UID: &uid}
 		}
-		return context.WithValue(t.Context(), deletion{}, options)
+		return context.WithValue(t.Context(), deletion{}, &deleting{options: options})
 	}
 	for _, c := range []struct {
 		what   string

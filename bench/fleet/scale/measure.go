@@ -242,7 +242,7 @@ func (m *measurement) awaitStatus(ctx context.Context, generation int64) error {
 func (m *measurement) replace(ctx context.Context, r *result, profile string) error {
 	ctx, cancel := context.WithTimeout(ctx, m.o.limit)
 	defer cancel()
-	saved := m.plane.profile(ctx, profile, "replace", 8*time.Second)
+	saved := m.plane.profile(ctx, profile, "replace", 14*time.Second)
 	cpu, began := m.plane.cpu(), time.Now()
 	patch := `{"spec":{"template":{"spec":{"containers":[{"name":"daemon","image":"example.org/daemon:2"}]}}}}`
 	ds, err := m.client.AppsV1().DaemonSets(namespace).Patch(ctx, name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{})
