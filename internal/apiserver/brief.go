@@ -35,6 +35,7 @@ func (b *briefly) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer b.config.NonLongRunningRequestWaitGroup.Done()
+	deepen()
 	info, err := b.config.RequestInfoResolver.NewRequestInfo(r)
 	if err != nil {
 		b.general.ServeHTTP(w, r)
@@ -51,6 +52,16 @@ func (b *briefly) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	w.Header().Set("Cache-Control", "no-cache, private")
 	b.handler.ServeHTTP(w, r.WithContext(ctx))
+}
+
+// deepen makes the stack of a new goroutine as large at once as a request needs
+// it (32 KiB). It would grow there in four steps else, each of which copies what
+// there is, while much is there.
+//
+//go:noinline
+func deepen() byte {
+	var room [16 << 10]byte
+	return room[time.Now().Nanosecond()&1023]
 }
 
 // looksLikeNodesWrite says, by its head, whether a request may be a node's write

@@ -113,7 +113,7 @@ func (g coreGroup) addNodesAndPods(getter generic.RESTOptionsGetter, storage map
 	storage["nodes/status"] = nodes.Status
 	storage["pods"] = newPodREST(pods.Pod)
 	storage["pods/attach"] = pods.Attach
-	storage["pods/status"] = podStatusREST{pods.Status}
+	storage["pods/status"] = newPodStatusREST(pods)
 	storage["pods/log"] = pods.Log
 	storage["pods/exec"] = pods.Exec
 	storage["pods/portforward"] = pods.PortForward

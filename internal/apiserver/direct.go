@@ -13,6 +13,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -146,10 +147,6 @@ func inside(ctx context.Context, verb, namespace, resource, name string) context
 	})
 }
 
-func (p *directPods) attributes(obj runtime.Object, name string, operation admission.Operation, options runtime.Object) admission.Attributes {
-	return admission.NewAttributesRecord(obj, nil, podKind, p.namespace, name, podResource, "", operation, options, false, self)
-}
-
 // Create does what the API's handler does with a pod that it has decoded
 // (k8s.io/apiserver/pkg/endpoints/handlers/create.go).
 func (p *directPods) Create(ctx context.Context, pod *corev1.Pod, options metav1.CreateOptions) (*corev1.Pod, error) {
@@ -171,7 +168,7 @@ func (p *directPods) Create(ctx context.Context, pod *corev1.Pod, options metav1
 	ctx, cancel := context.WithTimeout(inside(ctx, "create", p.namespace, podResource.Resource, inner.Name), directTime)
 	defer cancel()
 	options.TypeMeta.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("CreateOptions"))
-	attributes := p.attributes(inner, inner.Name, admission.Create, &options)
+	attributes := admission.NewAttributesRecord(inner, nil, podKind, p.namespace, inner.Name, podResource, "", admission.Create, &options, false, self)
 	if mutating, ok := p.admission.(admission.MutationInterface); ok && mutating.Handles(admission.Create) {
 		if err := mutating.Admit(ctx, attributes, interfaces); err != nil {
 			return nil, err
@@ -231,9 +228,30 @@ func (p *directPods) Delete(ctx context.Context, name string, options metav1.Del
 	ctx, cancel := context.WithTimeout(inside(ctx, "delete", p.namespace, podResource.Resource, name), directTime)
 	defer cancel()
 	options.TypeMeta.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("DeleteOptions"))
-	attributes := p.attributes(nil, name, admission.Delete, &options)
-	_, _, err := p.store.Delete(ctx, name, rest.AdmissionToValidateObjectDeleteFunc(p.admission, attributes, interfaces), &options)
+	_, _, err := p.store.Delete(ctx, name, func(ctx context.Context, old runtime.Object) error {
+		return p.mayDelete(ctx, old, &options)
+	}, &options)
 	return err
+}
+
+// mayDelete asks admission. Upstream's AdmissionToValidateObjectDeleteFunc makes
+// a deep copy of the pod before, lest somebody change it; admission of a
+// deletion has nothing to change.
+func (p *directPods) mayDelete(ctx context.Context, old runtime.Object, options *metav1.DeleteOptions) error {
+	pod, err := meta.Accessor(old)
+	if err != nil {
+		return err
+	}
+	a := admission.NewAttributesRecord(nil, old, podKind, p.namespace, pod.GetName(), podResource, "", admission.Delete, options, false, self)
+	if mutating, ok := p.admission.(admission.MutationInterface); ok && mutating.Handles(admission.Delete) {
+		if err := mutating.Admit(ctx, a, interfaces); err != nil {
+			return err
+		}
+	}
+	if validating, ok := p.admission.(admission.ValidationInterface); ok && validating.Handles(admission.Delete) {
+		return validating.Validate(ctx, a, interfaces)
+	}
+	return nil
 }
 
 // Watch follows the pods in the server's own watch cache.

@@ -6,14 +6,17 @@ import (
 	"net/http"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/operation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apiserver/pkg/endpoints/request"
 	registry "k8s.io/apiserver/pkg/registry/generic/registry"
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/apiserver/pkg/storage"
 	api "k8s.io/kubernetes/pkg/apis/core"
+	registrypod "k8s.io/kubernetes/pkg/registry/core/pod"
 	podstore "k8s.io/kubernetes/pkg/registry/core/pod/storage"
 )
 
@@ -41,6 +44,7 @@ type atOnce struct{ rest.RESTDeleteStrategy }
 func (r podREST) Delete(
 	ctx context.Context, name string, validate rest.ValidateObjectFunc, options *metav1.DeleteOptions,
 ) (runtime.Object, bool, error) {
+	deepen()
 	if saysEnded(options) {
 		taken, now, err := r.ended.Delete(context.WithValue(ctx, deletion{}, &deleting{options: options, ended: true}), name, validate, options)
 		if err == nil || apierrors.IsNotFound(err) {
@@ -99,17 +103,61 @@ func deletionOf(ctx context.Context) *deleting {
 // each change of a pod. To carry it out the pod becomes a map of JSON and a pod
 // again, and what has become of the spec is thrown away: the status' strategy
 // puts the old one in its place.
-type podStatusREST struct{ *podstore.StatusREST }
+type podStatusREST struct {
+	*podstore.StatusREST
+	store *registry.Store
+}
+
+func newPodStatusREST(pods podstore.PodStorage) podStatusREST {
+	store := *pods.Pod.Store
+	store.UpdateStrategy = statusStrategy{registrypod.StatusStrategy, registrypod.StatusStrategy}
+	store.ResetFieldsStrategy = registrypod.StatusStrategy
+	return podStatusREST{pods.Status, &store}
+}
 
 // Update is upstream's.
 func (r podStatusREST) Update(
 	ctx context.Context, name string, info rest.UpdatedObjectInfo, create rest.ValidateObjectFunc,
-	update rest.ValidateObjectUpdateFunc, force bool, options *metav1.UpdateOptions,
+	update rest.ValidateObjectUpdateFunc, _ bool, options *metav1.UpdateOptions,
 ) (runtime.Object, bool, error) {
+	deepen()
 	if isStatusPatch(ctx) {
 		info = specAside{info}
 	}
-	return r.StatusREST.Update(ctx, name, info, create, update, force, options)
+	return r.store.Update(ctx, name, info, create, update, false, options)
+}
+
+// statusStrategy is upstream's, which gives the new pod the spec of the old one.
+// What is declared of specs is then not judged again: upstream would copy both
+// to find them the same.
+type statusStrategy struct {
+	rest.RESTUpdateStrategy
+	declared rest.DeclarativeValidationStrategy
+}
+
+// DeclarativeValidationConfig is upstream's.
+func (s statusStrategy) DeclarativeValidationConfig(ctx context.Context, obj, old runtime.Object) rest.DeclarativeValidationConfig {
+	return s.declared.DeclarativeValidationConfig(ctx, obj, old)
+}
+
+// ValidateDeclaratively is upstream's, of pods without the lists of their specs.
+func (s statusStrategy) ValidateDeclaratively(
+	ctx context.Context, obj, old runtime.Object, found field.ErrorList, operation operation.Type, config rest.DeclarativeValidationConfig,
+) field.ErrorList {
+	return s.declared.ValidateDeclaratively(ctx, bare(obj), bare(old), found, operation, config)
+}
+
+// bare is a pod without the lists of its spec, or another object as it is.
+func bare(obj runtime.Object) runtime.Object {
+	pod, ok := obj.(*api.Pod)
+	if !ok {
+		return obj
+	}
+	out := *pod
+	s := &out.Spec
+	s.Volumes, s.InitContainers, s.Containers, s.EphemeralContainers = nil, nil, nil, nil
+	s.Affinity, s.Tolerations, s.NodeSelector, s.TopologySpreadConstraints = nil, nil, nil, nil
+	return &out
 }
 
 // statusPatch is the key, in a context, that says that the request is a
@@ -142,11 +190,7 @@ func (i specAside) UpdatedObject(ctx context.Context, old runtime.Object) (runti
 	if !ok {
 		return i.UpdatedObjectInfo.UpdatedObject(ctx, old)
 	}
-	bare := *pod
-	s := &bare.Spec
-	s.Volumes, s.InitContainers, s.Containers, s.EphemeralContainers = nil, nil, nil, nil
-	s.Affinity, s.Tolerations, s.NodeSelector, s.TopologySpreadConstraints = nil, nil, nil, nil
-	obj, err := i.UpdatedObjectInfo.UpdatedObject(ctx, &bare)
+	obj, err := i.UpdatedObjectInfo.UpdatedObject(ctx, bare(pod))
 	if made, ok := obj.(*api.Pod); ok && err == nil {
 		made.Spec = pod.Spec
 	}
