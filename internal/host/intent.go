@@ -38,36 +38,57 @@ func (h *Host) adoptIntent(u *unit, p machine.Proc, main bool) {
 // execute its program without the legiond that has forked it, and nobody can
 // tell what it is before: it is waited for. What does not get so far is ended.
 func (h *Host) heirs(u *unit, p machine.Proc) []int {
-	mark := h.processMark(u, u.in.Run, p.ID)
 	for late := time.Now().Add(birthWait); ; time.Sleep(time.Millisecond) {
-		pids, err := h.o.Cgroups.Pids(u.cgroup)
-		if err != nil {
-			h.note(u.g, "cannot list the processes of the cgroup", err)
+		k := h.kin(u, p)
+		over := time.Now().After(late)
+		// One that has ended before it was looked at may have been the start,
+		// and have left a daemon behind since the list was made.
+		again := len(k.unborn) > 0 || k.gone && len(k.heirs) == 0 && !over
+		if !again || time.Since(late) > birthWait {
+			return k.heirs
 		}
-		var heirs, unborn []int
-		for _, pid := range pids {
-			if h.isKnown(u, pid) {
-				continue
-			}
-			origin := h.o.Processes.Origin(pid, mark)
-			// A process whose parent is another one of the cgroup is that
-			// one's affair: a legiond may be a service, too.
-			orphan := origin != Heir && !slices.Contains(pids, parent(pid))
-			switch {
-			case origin == Heir, origin == Nameless && orphan && u.alone(p) && h.o.Processes.Leads(pid):
-				heirs = append(heirs, pid)
-			case origin == Unborn && orphan:
-				unborn = append(unborn, pid)
-			}
-		}
-		slices.Sort(heirs) // of two that began in one tick the lower one
-		if len(unborn) == 0 || time.Since(late) > birthWait {
-			return heirs
-		}
-		if time.Now().After(late) {
-			h.endUnborn(unborn)
+		if over {
+			h.endUnborn(k.unborn)
 		}
 	}
+}
+
+// kin is what the processes of a service are to one start of it.
+type kin struct {
+	heirs []int
+	// unborn may be its heirs once they have executed their program.
+	unborn []int
+	// gone: some were listed and had ended before they were looked at.
+	gone bool
+}
+
+// kin looks at each process of the service's cgroup once.
+func (h *Host) kin(u *unit, p machine.Proc) kin {
+	pids, err := h.o.Cgroups.Pids(u.cgroup)
+	if err != nil {
+		h.note(u.g, "cannot list the processes of the cgroup", err)
+	}
+	mark := h.processMark(u, u.in.Run, p.ID)
+	var k kin
+	for _, pid := range pids {
+		if h.isKnown(u, pid) {
+			continue
+		}
+		origin := h.o.Processes.Origin(pid, mark)
+		// A process whose parent is another one of the cgroup is that
+		// one's affair: a legiond may be a service, too.
+		orphan := origin != Heir && !slices.Contains(pids, parent(pid))
+		switch {
+		case origin == Heir, origin == Nameless && orphan && u.alone(p) && h.o.Processes.Leads(pid):
+			k.heirs = append(k.heirs, pid)
+		case origin == Unborn && orphan:
+			k.unborn = append(k.unborn, pid)
+		case origin == Gone:
+			k.gone = true
+		}
+	}
+	slices.Sort(k.heirs) // of two that began in one tick the lower one
+	return k
 }
 
 // isKnown says whether a process is the service's other one.

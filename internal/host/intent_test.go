@@ -119,6 +119,36 @@ func TestIntentThatLeftOthers(t *testing.T) {
 	})
 }
 
+// TestIntentThatForksWhileItIsLookedFor: the start command of a Type=forking
+// service is listed, leaves its daemon behind, and has ended when it is looked
+// at. The daemon, which was not listed, is found.
+func TestIntentThatForksWhileItIsLookedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := unitOf("a", service.Dependencies{})
+		g.Services[0].Type, g.Services[0].TimeoutStart = service.Forking, time.Minute
+		m := diedInStart(t, g)
+		const daemon = 1000
+		m.follows = []int{daemon}
+		m.origin = func(pid int) Origin {
+			if pid == daemon {
+				return Heir
+			}
+			m.be(func() {
+				m.procs[daemon] = &procFake{m, daemon, "a"}
+				m.end(m.procs[pid], service.Exit{At: time.Now()})
+			})
+			return Gone
+		}
+		f := m.hostWith(t, Saved{Runs: m.records()})
+		defer f.leave()
+		time.Sleep(time.Second)
+		f.expect("end a")
+		if in := m.records()["a"].Instances["a"]; in.State != service.Running || in.Main == nil || in.Main.PID != daemon {
+			t.Errorf("it is %+v", in)
+		}
+	})
+}
+
 // TestStartOfNotifyIsMissed: only a legiond that follows a crashed one knows
 // that a READY=1 may be lost.
 func TestStartOfNotifyIsMissed(t *testing.T) {

@@ -54,7 +54,7 @@ type Origin int
 
 // The origins.
 const (
-	// Stranger: it has ended, or bears the mark of another start.
+	// Stranger: it bears the mark of another start.
 	Stranger Origin = iota
 	// Heir: it bears the mark.
 	Heir
@@ -62,6 +62,8 @@ const (
 	Nameless
 	// Unborn: it was forked and has not executed its program yet.
 	Unborn
+	// Gone: it has ended, and nothing can be told of it any more.
+	Gone
 )
 
 // ErrGone is the error of Adopt for a process that has ended.

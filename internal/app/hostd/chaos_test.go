@@ -73,7 +73,7 @@ func TestChaos(t *testing.T) {
 	d := newDaemon(t, map[string]string{
 		"s0.service":    head + "ExecStart=/bin/sh -c '" + script(0, "sleep 0.01") + "'" + install,
 		"s1.service":    head + "ExecStartPre=/bin/true\nExecStopPost=/bin/true\nExecStart=/bin/sh -c '" + script(1, "sleep 0.02; kill -9 $$$$") + "'" + install,
-		"s2.service":    head + "Type=forking\nTimeoutStartSec=5\nPIDFile=" + dir + "/pid\nExecStart=/bin/sh -c '(" + script(2, "sleep 0.03") + ") & echo $! >" + dir + "/pid'" + install,
+		"s2.service":    head + "Type=forking\nTimeoutStartSec=5\nPIDFile=" + dir + "/pid\nExecStart=/bin/sh -c 'sleep 0.0$$(($$$$%4)); (" + script(2, "sleep 0.03") + ") & echo $! >" + dir + "/pid'" + install,
 		"s3.service":    head + "ExecStart=/bin/sh -c '" + script(3, "exec sleep 1000") + "'" + install,
 		"lines.service": head + "ExecStart=/bin/sh -c 'i=0; while :; do i=$$((i+1)); echo line $$i; [ $$((i%%50)) -ne 0 ] || sleep 0.01; done'" + install,
 		"store.service": head + "Type=notify\nFileDescriptorStoreMax=1\nEnvironment=LEGION_TEST_DAEMON=store\nExecStart=" + exe + install,

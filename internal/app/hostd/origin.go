@@ -21,13 +21,13 @@ const markName = "LEGION_PROCESS="
 func (p *processes) Origin(pid int, mark string) host.Origin {
 	dir := "/proc/" + strconv.Itoa(pid)
 	program, err := os.Readlink(dir + "/exe")
-	switch {
-	case os.IsNotExist(err):
-		return host.Stranger // it has ended
-	case err != nil:
-		return host.Nameless // another user's: its environment cannot be read either
+	if err != nil {
+		return namelessOrGone(dir) // another user's: its environment cannot be read either
 	}
 	environ, _ := os.ReadFile(dir + "/environ")
+	if len(environ) == 0 && !executing(dir) {
+		environ, _ = os.ReadFile(dir + "/environ") // it was, until now
+	}
 	marked := false
 	for entry := range bytes.SplitSeq(environ, []byte{0}) {
 		if string(entry) == mark {
@@ -43,6 +43,15 @@ func (p *processes) Origin(pid int, mark string) host.Origin {
 		return host.Unborn
 	case marked:
 		return host.Stranger
+	}
+	return namelessOrGone(dir)
+}
+
+// namelessOrGone is for a process without a mark to be read: one that has ended
+// has none.
+func namelessOrGone(dir string) host.Origin {
+	if st, err := procstat.ReadFile(filepath.Join(dir, "stat")); err != nil || st.Over() {
+		return host.Gone
 	}
 	return host.Nameless
 }

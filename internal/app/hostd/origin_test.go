@@ -36,7 +36,7 @@ func TestOrigin(t *testing.T) {
 				t.Errorf("it is %v, want %v", got, test.want)
 			}
 			end()
-			if got := p.Origin(cmd.Process.Pid, mark); got != host.Stranger {
+			if got := p.Origin(cmd.Process.Pid, mark); got != host.Gone {
 				t.Errorf("after its end it is %v", got)
 			}
 		})
