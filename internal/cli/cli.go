@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"legion.dev/legion/internal/service"
 )
 
 // Env is what the command line takes from the process it runs in.
@@ -42,6 +44,8 @@ type session struct {
 	Env
 	socket string // -H
 	output string // -o
+	// jobMode is systemctl's --job-mode.
+	jobMode service.JobMode
 }
 
 // verbs are the builders of the sub-commands, by the heading under which the

@@ -68,7 +68,7 @@ func (s *session) do(ctx context.Context, c *hostclient.Client, verb string, gro
 	errs := make([]error, len(groups))
 	var all sync.WaitGroup
 	for i, g := range groups {
-		all.Go(func() { results[i], errs[i] = c.Do(ctx, g.Spec.Name, verb, wait) })
+		all.Go(func() { results[i], errs[i] = c.DoIn(ctx, s.jobMode, g.Spec.Name, verb, wait) })
 	}
 	all.Wait()
 	var failed []string

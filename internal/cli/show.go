@@ -183,6 +183,7 @@ func unitProperties(t *unitlink.Tree, g *hostapi.Group, name string) []property 
 	out = append(out, property{"Id", name}, property{"Names", strings.Join(append([]string{name}, g.Spec.Deps.Aliases...), " ")})
 	out = append(out, dependencyProperties(g.Spec.Deps)...)
 	out = append(out, triggerProperties(g)...)
+	out = append(out, actionProperties(g.Spec)...)
 	description := g.Spec.Description
 	if description == "" {
 		description = name
@@ -210,7 +211,7 @@ func unitProperties(t *unitlink.Tree, g *hostapi.Group, name string) []property 
 		property{"UnitFileState", state}, property{"UnitFilePreset", preset},
 		property{"StateChangeTimestamp", stamp(since(*g))}, property{"ActiveEnterTimestamp", entered}, property{"InactiveEnterTimestamp", left},
 		property{"CanStart", yesNo(load == "loaded" && !g.Spec.RefuseManualStart)}, property{"CanStop", yesNo(load == "loaded" && !g.Spec.RefuseManualStop)},
-		property{"CanReload", yesNo(!target && canReload(g))}, property{"CanIsolate", "no"},
+		property{"CanReload", yesNo(!target && canReload(g))}, property{"CanIsolate", yesNo(g.Spec.AllowIsolate)},
 		property{"RefuseManualStart", yesNo(g.Spec.RefuseManualStart)}, property{"RefuseManualStop", yesNo(g.Spec.RefuseManualStop)},
 		property{"NeedDaemonReload", "no"}, property{"Transient", yesNo(g.Spec.Annotations[transientKey] != "")},
 		property{"StartLimitIntervalUSec", usec(g.Spec.StartLimit.Interval)}, property{"StartLimitBurst", strconv.Itoa(g.Spec.StartLimit.Burst)},

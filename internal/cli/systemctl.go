@@ -12,6 +12,7 @@ import (
 
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/hostclient"
+	"legion.dev/legion/internal/service"
 	"legion.dev/legion/internal/unitfile"
 )
 
@@ -28,10 +29,11 @@ type systemctl struct {
 	plain         bool
 	failed        bool
 	user          bool
+	forced        int
 	lines         int
 	signal        string
 	whom          string
-	jobMode       string
+	reboot        string
 	what          string
 	// args are those behind the verb.
 	args []string
@@ -46,7 +48,8 @@ func (c *systemctl) flags() *pflag.FlagSet {
 	f.StringVar(&c.file.root, "root", "", "work on the unit files below this directory")
 	f.BoolVar(&c.file.now, "now", false, "also start or stop the units")
 	f.BoolVar(&c.file.runtime, "runtime", false, "until the next boot only")
-	f.BoolVarP(&c.file.force, "force", "f", false, "replace links that point elsewhere")
+	f.CountVarP(&c.forced, "force", "f", "replace links that point elsewhere; end the machine without stopping units")
+	f.StringVar(&c.reboot, "reboot-argument", "", "given to reboot(2)")
 	f.BoolVarP(&c.file.quiet, "quiet", "q", false, "print less")
 	f.BoolVar(&c.file.noReload, "no-reload", false, "do not have the manager read its files again")
 	f.BoolVar(&c.file.noWarn, "no-warn", false, "do not warn of units without [Install]")
@@ -71,7 +74,9 @@ func (c *systemctl) flags() *pflag.FlagSet {
 	f.StringVarP(&c.signal, "signal", "s", "TERM", "the signal of kill")
 	f.StringVar(&c.whom, "kill-whom", "all", "main, control or all")
 	f.StringVar(&c.whom, "kill-who", "all", "as --kill-whom")
-	f.StringVar(&c.jobMode, "job-mode", "replace", "accepted; jobs replace earlier ones")
+	f.StringVar((*string)(&c.jobMode), "job-mode", "", "replace, fail, replace-irreversibly, isolate, flush, ignore-dependencies or ignore-requirements")
+	f.Bool("fail", false, "--job-mode=fail")
+	f.Bool("ignore-dependencies", false, "--job-mode=ignore-dependencies")
 	f.StringVarP(&c.output, "output", "o", "", "json, or a form of journalctl's")
 	f.StringVar(&c.what, "what", "", "accepted")
 	f.StringP("host", "H", "", "refused: ask there")
@@ -80,8 +85,8 @@ func (c *systemctl) flags() *pflag.FlagSet {
 	f.String("check-inhibitors", "auto", "accepted")
 	f.String("timestamp", "pretty", "accepted")
 	f.String("legend", "yes", "no: no heading and no count")
-	accepted(f, "system", "global", "no-pager", "no-ask-password", "no-wall", "fail",
-		"with-dependencies", "recursive", "wait", "show-types", "show-transaction", "ignore-dependencies", "ignore-inhibitors", "dry-run", "marked", "mkdir", "read-only")
+	accepted(f, "system", "global", "no-pager", "no-ask-password", "no-wall",
+		"with-dependencies", "recursive", "wait", "show-types", "show-transaction", "ignore-inhibitors", "dry-run", "marked", "mkdir", "read-only")
 	return f
 }
 
@@ -94,6 +99,12 @@ func runSystemctl(s *session, ctx context.Context, args []string) error {
 	for _, name := range []string{"host", "machine"} {
 		if f.Changed(name) && !c.user {
 			return &Exit{exitFailure, fmt.Errorf("systemctl: --%s is not supported: call systemctl there", name)}
+		}
+	}
+	c.file.force = c.forced > 0
+	for _, mode := range []service.JobMode{service.JobFail, service.JobIgnoreDependencies} {
+		if on, _ := f.GetBool(string(mode)); on {
+			c.jobMode = mode
 		}
 	}
 	if f.Changed("value-of") {
@@ -191,8 +202,7 @@ func (c *systemctl) manager(ctx context.Context, verb string) error {
 	case "list-units", "list-timers", "list-sockets", "list-jobs", "list-dependencies", "list-machines", "list-automounts", "list-paths":
 		return c.offline(c.list(ctx, client, verb))
 	case "poweroff", "reboot", "halt", "kexec", "exit":
-		_, err := client.Poweroff(ctx)
-		return c.offline(err)
+		return c.offline(c.power(ctx, client, verb))
 	case "set-environment", "unset-environment", "import-environment":
 		fmt.Fprintf(c.Err, "systemctl: %s changes nothing: services get no environment from the manager, write Environment= into a drop-in\n", verb)
 		return nil
@@ -233,6 +243,9 @@ func (c *systemctl) jobs(ctx context.Context, client *hostclient.Client, verb st
 	groups, err := client.Groups(ctx)
 	if err != nil {
 		return err
+	}
+	if verb == "isolate" {
+		c.jobMode = service.JobIsolate
 	}
 	byJob := map[string][]hostapi.Group{}
 	var failures []error

@@ -50,6 +50,9 @@ func (h *Host) transition(u *unit, t machine.Transition, now time.Time) {
 	u.leaveHook(t.To)
 	h.seen(u.g, t)
 	h.jobSees(u, t)
+	if t.To == service.Failed && u.in.Result == service.StartLimitHit {
+		h.startLimited(u.g)
+	}
 }
 
 // spawn starts a process. It runs beside the loop: exec may have to wait for a

@@ -50,11 +50,14 @@ func (h *Host) follow(g *group) {
 		h.unneeded(g)
 	case phaseFailed:
 		if before != "" {
-			h.startAll(deps.OnFailure, name+" has failed (OnFailure=)")
+			h.startAll(deps.OnFailure, g.spec.OnFailureMode, name+" has failed (OnFailure=)")
+			h.act(g, "FailureAction", g.spec.Actions.Failure, g.spec.Actions.FailureStatus, g.spec.Actions.RebootArgument)
 		}
 	case phaseDown:
-		if before != "" && g.skipped == "" {
-			h.startAll(deps.OnSuccess, name+" has ended well (OnSuccess=)")
+		// What is reset has not ended just now.
+		if before != "" && before != phaseFailed && g.skipped == "" {
+			h.startAll(deps.OnSuccess, g.spec.OnSuccessMode, name+" has ended well (OnSuccess=)")
+			h.act(g, "SuccessAction", g.spec.Actions.Success, g.spec.Actions.SuccessStatus, g.spec.Actions.RebootArgument)
 		}
 	}
 	if now == phaseFailed || now == phaseDown {
@@ -110,15 +113,15 @@ func (h *Host) essentialName() string {
 // Run.
 func (h *Host) ExitCode() (code int, reason string) { return h.exitCode, h.exitReason }
 
-func (h *Host) startAll(names []string, by string) {
+func (h *Host) startAll(names []string, mode service.JobMode, by string) {
 	for _, n := range names {
 		g := h.demand(n)
 		if g == nil {
 			h.o.Log.Error("cannot start what was to follow", "unit", n, "because", by, "reason", "there is no such unit")
 			continue
 		}
-		if g.job == nil && !g.active() {
-			h.request(startJob, g.spec.Name, job{by: by}, func(o outcome) {
+		if g.job == nil && (!g.active() || mode == service.JobIsolate) {
+			h.request(startJob, g.spec.Name, job{by: by, mode: mode}, func(o outcome) {
 				if o.failure != "" {
 					h.o.Log.Error("did not start", "group", n, "because", by, "reason", o.failure)
 				}
@@ -219,6 +222,7 @@ func (h *Host) late(now time.Time) {
 				continue
 			}
 			h.finish(g, fmt.Sprintf("the %s was not done within %s (JobTimeoutSec=); what it began goes on", g.job.kind, now.Sub(g.job.asked).Round(time.Millisecond)))
+			h.act(g, "JobTimeoutAction", g.spec.Actions.JobTimeout, new(int), g.spec.Actions.JobTimeoutArgument)
 		}
 	}
 }

@@ -56,6 +56,8 @@ type Options struct {
 	BootAll bool
 	// Essential is the group whose end ends legiond, with its status.
 	Essential string
+	// Place is what legiond is to the machine.
+	Place Place
 	// Point, where not nil, is told of each moment between two effects; a test
 	// ends the program there.
 	Point func(what string)
@@ -117,8 +119,10 @@ type Host struct {
 	// it has not by itself.
 	exitCode   int
 	exitReason string
-	ready      chan struct{}
-	ctx        context.Context
+	// after is what is to be done to the machine then.
+	after Ending
+	ready chan struct{}
+	ctx   context.Context
 }
 
 type owner struct {

@@ -74,12 +74,13 @@ func (h *Host) Handler() http.Handler {
 			return nil, err
 		}
 		wait := r.URL.Query().Get("wait") != "false"
-		return h.Do(r.Context(), r.PathValue("name"), r.PathValue("verb"), requester(r), wait, grace)
+		template := job{by: requester(r), grace: grace, mode: service.JobMode(r.URL.Query().Get("mode"))}
+		return h.doVerb(r.Context(), r.PathValue("name"), r.PathValue("verb"), template, wait)
 	})
 	change("POST", "/v1/groups/{name}/kill", http.StatusOK, h.httpKill)
 	change("POST", "/v1/reload", http.StatusOK, func(r *http.Request) (any, error) { return h.Reload(r.Context()) })
 	change("POST", "/v1/reexec", http.StatusOK, func(r *http.Request) (any, error) { return h.Reexec(r.Context()) })
-	change("POST", "/v1/poweroff", http.StatusOK, func(r *http.Request) (any, error) { return h.Poweroff(r.Context(), "poweroff, "+requester(r)) })
+	change("POST", "/v1/poweroff", http.StatusOK, h.httpPoweroff)
 	mux.HandleFunc("POST /v1/groups/{name}/exec", h.httpExec)
 	mux.HandleFunc("POST /v1/groups/{name}/attach", h.httpAttach)
 	mux.HandleFunc("GET /metrics", h.httpMetrics)

@@ -29,6 +29,8 @@ type job struct {
 	kind  jobKind
 	by    string
 	grace *time.Duration
+	// mode is how it goes together with other jobs.
+	mode service.JobMode
 	// boot: the start goes on where an earlier life of the machine ended.
 	boot bool
 	// spread: it is asked for because another group is down.
@@ -54,7 +56,7 @@ type outcome struct {
 // request makes the jobs of a transaction and calls done once the one for the
 // named group is finished.
 func (h *Host) request(kind jobKind, name string, template job, done func(outcome)) {
-	plan, err := h.plan(kind, name)
+	plan, err := h.transaction(kind, name, template.mode)
 	if err != nil {
 		done(outcome{failure: err.Error()})
 		return
@@ -159,7 +161,7 @@ func byName(groups map[string]*group) []*group {
 // blockers are the groups whose jobs come before this one's (systemd.unit(5),
 // Before= and After=): the first of them up to a number, 0 for all.
 func (h *Host) blockers(g *group, most int) []string {
-	if g.job.kind == reloadJob {
+	if g.job.kind == reloadJob || g.job.mode == service.JobIgnoreDependencies {
 		return nil
 	}
 	var names []string

@@ -221,6 +221,11 @@ func (h *Host) forget(g *group) {
 // Do carries out the verb (start, stop, restart, reload, reset-failed) and,
 // where wait is set, returns when it is done or has failed.
 func (h *Host) Do(ctx context.Context, name, verb, by string, wait bool, grace *time.Duration) (hostapi.Result, error) {
+	return h.doVerb(ctx, name, verb, job{by: by, grace: grace}, wait)
+}
+
+// doVerb is Do with all that a job may be told.
+func (h *Host) doVerb(ctx context.Context, name, verb string, template job, wait bool) (hostapi.Result, error) {
 	done := make(chan outcome, 1)
 	var res hostapi.Result
 	var refused error
@@ -233,7 +238,7 @@ func (h *Host) Do(ctx context.Context, name, verb, by string, wait bool, grace *
 			refused = unknown(name)
 			return
 		}
-		refused = h.verb(g, verb, by, grace, &res, func(o outcome) { done <- o })
+		refused = h.verb(g, verb, template, func(o outcome) { done <- o })
 	})
 	if err != nil || refused != nil {
 		return res, firstOf(err, refused)
@@ -293,8 +298,8 @@ func result(name, verb string, o outcome) (hostapi.Result, error) {
 	return hostapi.Result{Changed: o.changed, Message: o.message}, nil
 }
 
-func (h *Host) verb(g *group, verb, by string, grace *time.Duration, res *hostapi.Result, done func(outcome)) error {
-	name := g.spec.Name
+func (h *Host) verb(g *group, verb string, template job, done func(outcome)) error {
+	name, by := g.spec.Name, template.by
 	switch verb {
 	case "start", "stop", "restart", "reload", "reset-failed":
 	default:
@@ -309,7 +314,9 @@ func (h *Host) verb(g *group, verb, by string, grace *time.Duration, res *hostap
 		return failure("conflict", "", "%s is being deleted", name)
 	case h.closing() && verb != "stop":
 		return failure("conflict", "", "legiond is stopping everything")
-	case verb == "start" && g.job == nil && g.active():
+	case template.mode != "" && !slices.Contains(service.JobModes, template.mode):
+		return failure("invalid", "", "%q is no mode of a job", template.mode)
+	case verb == "start" && g.job == nil && g.active() && template.mode != service.JobIsolate:
 		if !g.wanted {
 			h.want(g, true, by)
 		}
@@ -327,7 +334,7 @@ func (h *Host) verb(g *group, verb, by string, grace *time.Duration, res *hostap
 		h.stepAll(g, machine.Event{Kind: machine.ResetAsked, By: by})
 		done(outcome{changed: true})
 	default:
-		h.request(jobKind(verb), g.spec.Name, job{by: by, grace: grace}, done)
+		h.request(jobKind(verb), g.spec.Name, template, done)
 	}
 	return nil
 }
@@ -354,9 +361,15 @@ func (h *Host) Logs(ctx context.Context, name string, q hostapi.LogQuery, w io.W
 
 // Poweroff stops every group in reverse order, and then ends Run.
 func (h *Host) Poweroff(ctx context.Context, by string) (hostapi.Result, error) {
+	return h.endWith(ctx, func() error { h.end(by); return nil })
+}
+
+// endWith waits for the end that f, in the loop, has brought about.
+func (h *Host) endWith(ctx context.Context, f func() error) (hostapi.Result, error) {
 	var down chan struct{}
-	if err := h.do(ctx, func() { down = h.end(by) }); err != nil {
-		return hostapi.Result{}, err
+	var refused error
+	if err := h.do(ctx, func() { refused = f(); down = h.ending }); err != nil || refused != nil {
+		return hostapi.Result{}, firstOf(err, refused)
 	}
 	select {
 	case <-down:
@@ -391,6 +404,11 @@ func (h *Host) endIfDown() {
 			return
 		}
 	}
+	h.over()
+}
+
+// over ends the loop, and with it this life.
+func (h *Host) over() {
 	h.o.BootID = ""
 	for _, g := range h.groups {
 		h.save(g)

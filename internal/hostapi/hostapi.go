@@ -6,7 +6,8 @@
 //	GET    /v1/groups/{name}              Group
 //	PUT    /v1/groups/{name}              service.Group in; Group out (defines, keeps on disk, starts if Boot)
 //	DELETE /v1/groups/{name}?grace=DUR    202; stops, then forgets; Watch tells when it is gone
-//	POST   /v1/groups/{name}/start        Result (also stop, restart, reload, reset-failed); ?wait=false returns at once
+//	POST   /v1/groups/{name}/start        Result (also stop, restart, reload, reset-failed); ?wait=false returns at once,
+//	                                      ?mode= is the job mode of systemctl(1)
 //	POST   /v1/groups/{name}/kill         Result; ?signal=NUMBER&whom=main|control|all
 //	POST   /v1/groups/{name}/exec         runs a command beside a service's process; see ExecRequest
 //	POST   /v1/groups/{name}/attach       writes to what a service reads from, follows its terminal; see AttachRequest
@@ -16,7 +17,8 @@
 //	GET    /v1/watch                      stream of Event, one JSON document a line
 //	POST   /v1/reload                     reads the unit files again; ReloadResult
 //	POST   /v1/reexec                     executes legiond's program anew in the same process; Info.StartedAt tells when that is done
-//	POST   /v1/poweroff                   stops all groups in reverse order, then legiond ends; Result when all are down
+//	POST   /v1/poweroff                   stops all groups in reverse order, then legiond ends; Result when all are down;
+//	                                      ?action=poweroff|reboot|halt|exit[-force|-immediate]&status=NUMBER&argument=TEXT
 //
 // Errors are status 4xx/5xx with an Error body.
 package hostapi

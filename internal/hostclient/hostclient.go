@@ -161,7 +161,16 @@ func (c *Client) Delete(ctx context.Context, name string, grace *time.Duration) 
 // Do carries out a verb (start, stop, restart, reload, reset-failed); with
 // wait it returns when that is done.
 func (c *Client) Do(ctx context.Context, name, verb string, wait bool) (hostapi.Result, error) {
-	return call[hostapi.Result](ctx, c, "POST", group(name, "/"+verb), url.Values{"wait": {strconv.FormatBool(wait)}}, nil)
+	return c.DoIn(ctx, "", name, verb, wait)
+}
+
+// DoIn is Do in a mode of the job, empty for the default.
+func (c *Client) DoIn(ctx context.Context, mode service.JobMode, name, verb string, wait bool) (hostapi.Result, error) {
+	q := url.Values{"wait": {strconv.FormatBool(wait)}}
+	if mode != "" {
+		q.Set("mode", string(mode))
+	}
+	return call[hostapi.Result](ctx, c, "POST", group(name, "/"+verb), q, nil)
 }
 
 // Stop asks for the stop of a group within grace; it does not wait.
@@ -197,6 +206,13 @@ func (c *Client) Reexec(ctx context.Context) (hostapi.Result, error) {
 // Poweroff stops everything and then legiond; it returns when all is down.
 func (c *Client) Poweroff(ctx context.Context) (hostapi.Result, error) {
 	return call[hostapi.Result](ctx, c, "POST", "/v1/poweroff", nil, nil)
+}
+
+// End is Poweroff with what becomes of the machine: an action, the status that
+// legiond exits with, and the argument of a reboot.
+func (c *Client) End(ctx context.Context, action service.Action, status int, argument string) (hostapi.Result, error) {
+	q := url.Values{"action": {string(action)}, "status": {strconv.Itoa(status)}, "argument": {argument}}
+	return call[hostapi.Result](ctx, c, "POST", "/v1/poweroff", q, nil)
 }
 
 // Logs gives log lines in the CRI format; close the reader to end a follow.

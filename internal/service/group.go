@@ -52,6 +52,16 @@ type Group struct {
 	// JobRunningTimeout from when it is carried out; 0 is no limit.
 	JobTimeout        time.Duration `json:"jobTimeout,omitempty"`
 	JobRunningTimeout time.Duration `json:"jobRunningTimeout,omitempty"`
+	// Actions are what the group brings about for legiond and the machine.
+	Actions Actions `json:"actions,omitzero"`
+	// OnFailureMode and OnSuccessMode are how the groups of OnFailure and
+	// OnSuccess are asked for.
+	OnFailureMode JobMode `json:"onFailureMode,omitempty"`
+	OnSuccessMode JobMode `json:"onSuccessMode,omitempty"`
+	// AllowIsolate: it may be started with the mode isolate; IgnoreOnIsolate: it
+	// goes on when another one is.
+	AllowIsolate    bool `json:"allowIsolate,omitempty"`
+	IgnoreOnIsolate bool `json:"ignoreOnIsolate,omitempty"`
 }
 
 // SourceKind says what a group was compiled from.

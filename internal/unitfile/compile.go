@@ -62,6 +62,9 @@ func Compile(name string, fragment *File, dropins []*File, opts Options) (servic
 			}
 		}
 	}
+	if g := c.group; g.OnFailureMode == service.JobIsolate && len(g.Deps.OnFailure) > 1 || g.OnSuccessMode == service.JobIsolate && len(g.Deps.OnSuccess) > 1 {
+		return service.Group{}, &Error{fragment.Path, 0, "only one unit can be isolated: OnFailure= or OnSuccess= names several"}
+	}
 	if suffix == ".target" {
 		c.group.Source.Kind = service.FromTarget
 		return *c.group, nil

@@ -138,15 +138,16 @@ func TestCompile(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	for content, want := range map[string]string{
-		"[Service]\nType=simple\n":                                               "nothing to run",
-		"[Service]\nExecStart=relative/path\n":                                   "/u/a.service:2: ExecStart=",
-		"[Service]\nExecStart=/bin/a\nExecStart=/bin/b\n":                        "more than one ExecStart=",
-		"[Service]\nType=oneshot\nExecStart=/bin/a\nRestart=always\n":            "without end",
-		"[Service]\nExecStop=/bin/a\n":                                           "needs RemainAfterExit=yes",
-		"[Service]\nExecStart=/bin/a\nUser=a b\n":                                "/u/a.service:3: User=",
-		"[Service]\nExecStart=/bin/a %b\n":                                       "not known on this host",
-		"[Service]\nExecStart=/bin/a\nWorkingDirectory=relative\n":               "WorkingDirectory=",
-		"[Service]\nExecStart=/bin/a \"unbalanced\nExecStop=/bin/b\nType=simple": "ExecStart=",
+		"[Service]\nType=simple\n":                                                                       "nothing to run",
+		"[Service]\nExecStart=relative/path\n":                                                           "/u/a.service:2: ExecStart=",
+		"[Service]\nExecStart=/bin/a\nExecStart=/bin/b\n":                                                "more than one ExecStart=",
+		"[Service]\nType=oneshot\nExecStart=/bin/a\nRestart=always\n":                                    "without end",
+		"[Service]\nExecStop=/bin/a\n":                                                                   "needs RemainAfterExit=yes",
+		"[Service]\nExecStart=/bin/a\nUser=a b\n":                                                        "/u/a.service:3: User=",
+		"[Unit]\nOnFailure=x.service y.service\nOnFailureJobMode=isolate\n[Service]\nExecStart=/bin/a\n": "only one unit can be isolated",
+		"[Service]\nExecStart=/bin/a %b\n":                                                               "not known on this host",
+		"[Service]\nExecStart=/bin/a\nWorkingDirectory=relative\n":                                       "WorkingDirectory=",
+		"[Service]\nExecStart=/bin/a \"unbalanced\nExecStop=/bin/b\nType=simple":                         "ExecStart=",
 	} {
 		_, err := compile(t, "a.service", content)
 		var e *Error
@@ -253,7 +254,8 @@ func unitsPage(t *testing.T) string {
 		"A unit is enabled, as with systemd, by a link in a directory such as `multi-user.target.wants/` beside it; `legiond --boot all` takes every unit with an `[Install]` section for enabled. An instance of a template is there once a unit or such a link names it. Types of unit that Legion leaves to the machine (mounts, devices, slices …) are not waited for. A connection that legiond has taken from a socket with `Accept=yes` and not given to its service yet is lost, as the only thing of a socket, where legiond is killed at that moment; one that waits in the socket is not.\n" +
 		"A script of `/etc/init.d` whose name no unit file has becomes a unit, as by systemd-sysv-generator(8): order and runlevels by its LSB header and the `rcN.d` links, `ExecReload=` where its usage offers it, `PIDFile=` (and `Restart=on-failure`) where a comment `# pidfile:` names one; its drop-ins apply.\n" +
 		"A directive that is not in these lists is unknown: `legion status` names the file and the line. Sections and directives that begin with `X-` are nobody's business but their author's, but for those below.\n" +
-		"Units of `JoinsNamespaceOf=` see the same `/tmp` and `/var/tmp` as long as one of them is up, and are in one network and IPC namespace as long as one of them has a process; with `PrivateUsers=` a unit makes these two of its own.\n\n" +
+		"Units of `JoinsNamespaceOf=` see the same `/tmp` and `/var/tmp` as long as one of them is up, and are in one network and IPC namespace as long as one of them has a process; with `PrivateUsers=` a unit makes these two of its own.\n" +
+		"`FailureAction=` and its like do what they say where legiond is process 1: of a machine, where `exit` is a poweroff, or of a container, where a poweroff and a halt are an exit with status 0, and a reboot is asked of who has made the container (reboot(2)). Elsewhere `exit` and `exit-force` end legiond, and the others are not carried out, which `legion status` and the log say.\n\n" +
 		"Beyond systemd: a unit that did not start, or was stopped, because one that it requires or is bound to is down, is started when that one is up again; `X-RestartOnDependency=no` in its `[Unit]` section leaves it down.\n" +
 		"`X-ReadinessProbe=` and `X-LivenessProbe=` in `[Service]` ask a service how it is: `http://HOST:PORT/PATH` (also https, not verified), `tcp://HOST:PORT`, `exec:COMMAND LINE`, and for readiness `log:REGULAR EXPRESSION` (a line that this run has written). The start of a unit is done once its readiness probe succeeds, within `TimeoutStartSec=`; a liveness probe that fails three times in a row ends the service as failed (result `unhealthy`), and `Restart=` applies. `X-ReadinessProbePeriodSec=` (10 s), `…TimeoutSec=` (1 s), `…InitialDelaySec=` (0) and `…FailureThreshold=` (3) go with each.\n")
 	for _, section := range []string{"Unit", "Service", "Timer", "Path", "Socket", "Install"} {

@@ -46,7 +46,10 @@ func build() []Directive {
 		}
 	}
 	rows("Unit", unitRows)
+	rows("Unit", actionRows)
+	rows("Unit", unitActionRows)
 	rows("Service", serviceRows)
+	rows("Service", actionRows)
 	rows("Service", probeRows)
 	rows("Service", execRows)
 	rows("Service", sandboxRows)
@@ -72,7 +75,9 @@ var unitRows = []row{
 	{names: "Documentation SourcePath", set: accept},
 	// Legion has no shutdown or sysinit transaction that a unit could be left
 	// out of: all of them stop at the end and none may start before the boot.
-	{names: "DefaultDependencies IgnoreOnIsolate AllowIsolate CollectMode", set: accept},
+	{names: "DefaultDependencies CollectMode", set: accept},
+	{names: "IgnoreOnIsolate", set: boolean(func(c *compiler) *bool { return &c.group.IgnoreOnIsolate })},
+	{names: "AllowIsolate", set: boolean(func(c *compiler) *bool { return &c.group.AllowIsolate })},
 	{names: "Requires", set: dep(func(d *service.Dependencies) *[]string { return &d.Requires })},
 	{names: "Requisite", set: dep(func(d *service.Dependencies) *[]string { return &d.Requisite })},
 	{names: "Wants", set: dep(func(d *service.Dependencies) *[]string { return &d.Wants })},
@@ -99,10 +104,11 @@ var unitRows = []row{
 	{names: "JobTimeoutSec", set: span(func(c *compiler) *time.Duration { return &c.group.JobTimeout })},
 	{names: "JobRunningTimeoutSec", set: span(func(c *compiler) *time.Duration { return &c.group.JobRunningTimeout })},
 	{names: "X-RestartOnDependency", set: not(func(c *compiler) *bool { return &c.group.NoRecover })},
-	{names: "OnFailureJobMode OnSuccessJobMode OnFailureIsolate", reason: "what OnFailure= and OnSuccess= name is started in the default mode, replace"},
+	{names: "OnFailureJobMode", set: oneOf(func(c *compiler) *service.JobMode { return &c.group.OnFailureMode }, service.JobModes...)},
+	{names: "OnSuccessJobMode", set: oneOf(func(c *compiler) *service.JobMode { return &c.group.OnSuccessMode }, service.JobModes...)},
+	{names: "OnFailureIsolate", set: onFailureIsolate},
 	{names: "RequiresMountsFor WantsMountsFor", reason: "mounts are the host's; none is waited for"},
 	{names: "SurviveFinalKillSignal", reason: "the unit is stopped with all others"},
-	{names: "FailureAction SuccessAction FailureActionExitStatus SuccessActionExitStatus StartLimitAction RebootArgument JobTimeoutAction JobTimeoutRebootArgument", reason: "Legion does not reboot or power off the machine"},
 }
 
 // conditionNames are the conditions that legiond tests.

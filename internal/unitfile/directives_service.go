@@ -64,7 +64,6 @@ var serviceRows = []row{
 	{names: "Sockets", set: sockets},
 	{names: "NonBlocking", set: boolean(svc(func(s *service.Service) *bool { return &s.NonBlocking }))},
 	{names: "OpenFile", reason: "no file is opened for the service"},
-	{names: "FailureAction SuccessAction StartLimitAction RebootArgument", reason: "Legion does not reboot or power off the machine"},
 	{names: "TimeoutStartFailureMode TimeoutStopFailureMode RuntimeRandomizedExtraSec", reason: "the time limit itself is kept, with the default consequence"},
 	{names: "RestartMode ExitType USBFunctionDescriptors USBFunctionStrings RefreshOnReload ExecReloadPost ExtraFileDescriptorNames LiveMount", reason: "the default is used"},
 	{names: "SysVStartPriority FsckPassNo BindTo", reason: "systemd dropped it"},

@@ -88,6 +88,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"legiond-up":    up,
 			"legiond-crash": crash,
+			"legiond-ended": hasEnded,
 			"legiond-log":   hostLog,
 			"kill-main":     killMain,
 			"same-main":     sameMain,
@@ -173,6 +174,24 @@ func crash(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(h.cmd.Process.Kill())
 	<-h.ended
+	h.cmd = nil
+}
+
+// hasEnded waits until legiond has ended by itself, with a status:
+// legiond-ended STATUS.
+func hasEnded(ts *testscript.TestScript, neg bool, args []string) {
+	h := of(ts)
+	if neg || len(args) != 1 || h.cmd == nil {
+		ts.Fatalf("usage: legiond-ended STATUS")
+	}
+	select {
+	case <-h.ended:
+	case <-time.After(patience):
+		ts.Fatalf("legiond goes on")
+	}
+	if code := strconv.Itoa(h.cmd.ProcessState.ExitCode()); code != args[0] {
+		ts.Fatalf("legiond ended with %s", code)
+	}
 	h.cmd = nil
 }
 

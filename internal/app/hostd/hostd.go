@@ -219,7 +219,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		Processes: newProcesses(procs), Cgroups: tracker{tree}, Logs: logs, Notes: newMessages(notes),
 		Probes: prober{procs, logs, &sync.Map{}}, Units: units{o.Units, o.Boot, o.Initd, made, log, &sync.Map{}}, Store: st, Saved: saved, Events: events.add, Log: log,
 		Version: app.Version, BootID: bootID, StateDir: filepath.Join(o.Dir, "state"), BootAll: o.Boot == "all", Problems: problems,
-		Essential: o.Essential, Point: o.Point, Successor: successor{program, procs}.check, Keeper: kept.port(notes), Consoles: newConsoles(kept), Handover: before.handover(kept),
+		Essential: o.Essential, Place: place(), Point: o.Point, Successor: successor{program, procs}.check, Keeper: kept.port(notes), Consoles: newConsoles(kept), Handover: before.handover(kept),
 	})
 	listener, err := before.listener(o.Socket)
 	if err != nil {
@@ -242,7 +242,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		err = Exit{code, reason}
 	}
 	_ = st.Sync()
-	powerOff(log)
+	endMachine(h.Ending(), log)
 	return err
 }
 

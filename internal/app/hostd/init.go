@@ -6,11 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
 	"strconv"
 	"strings"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -127,40 +124,3 @@ func (e Exit) Error() string { return e.Reason }
 // initialPIDNamespace is the inode of the PID namespace of a machine's own PID 1
 // (<linux/proc_ns.h>, PROC_PID_INIT_INO).
 const initialPIDNamespace = "pid:[4026531836]"
-
-// powerOff ends the machine where legiond is its PID 1; in a container, PID 1
-// only exits.
-func powerOff(log *slog.Logger) {
-	ns, err := os.Readlink("/proc/self/ns/pid")
-	if os.Getpid() != 1 || err != nil || ns != initialPIDNamespace {
-		return
-	}
-	gone := make(chan os.Signal, 16)
-	signal.Notify(gone, syscall.SIGCHLD)
-	for _, s := range []syscall.Signal{unix.SIGTERM, unix.SIGKILL} {
-		_ = unix.Kill(-1, s)
-		for end := time.After(5 * time.Second); ; {
-			var status unix.WaitStatus
-			_, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
-			if errors.Is(err, unix.ECHILD) {
-				break
-			}
-			select {
-			case <-gone:
-				continue
-			case <-time.After(50 * time.Millisecond):
-				continue
-			case <-end:
-			}
-			break
-		}
-	}
-	unix.Sync()
-	for _, m := range []string{"/", "/var", "/home"} {
-		_ = unix.Mount("", m, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
-	}
-	log.Info("powering off")
-	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
-		log.Error("cannot power off", "error", err)
-	}
-}
