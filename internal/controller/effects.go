@@ -23,6 +23,9 @@ import (
 const (
 	firstPause = 100 * time.Millisecond
 	maxPause   = 30 * time.Second
+	// maxNames is how many names of a new pod may be taken, as with names that the
+	// API server makes (k8s.io/apiserver, maxNameGenerationCreateAttempts).
+	maxNames = 8
 )
 
 func pause(failures int) time.Duration {
@@ -85,13 +88,19 @@ func (c *daemons) createPod(ctx context.Context, s *set, f *flight) {
 	ds, node := s.ds, f.action.Node
 	pod := s.newPod(node, c.bind)
 	// Named here, so that what may have been carried out is not done once more.
-	if pod.Name = s.unsure[node]; pod.Name == "" {
+	fresh := s.unsure[node] == ""
+	if pod.Name = s.unsure[node]; fresh {
 		pod.Name = names.SimpleNameGenerator.GenerateName(pod.GenerateName)
 	}
 	c.tryWrite(ctx, s, func(ctx context.Context) (func(), error) {
 		made, err := c.client.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
-		if apierrors.IsAlreadyExists(err) {
-			made, err = c.madeBefore(ctx, ds, pod.Name, node, err)
+		for again := 1; apierrors.IsAlreadyExists(err); again++ {
+			if made, err = c.madeBefore(ctx, ds, pod.Name, node, err); !apierrors.IsAlreadyExists(err) || !fresh || again == maxNames {
+				break
+			}
+			// One in millions has the name, and among thousands somebody does.
+			pod.Name = names.SimpleNameGenerator.GenerateName(pod.GenerateName)
+			made, err = c.client.CoreV1().Pods(pod.Namespace).Create(ctx, pod, metav1.CreateOptions{})
 		}
 		switch {
 		case err == nil:

@@ -1,14 +1,19 @@
 package faults
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/klog/v2"
 )
@@ -69,6 +74,41 @@ func TestStorms(t *testing.T) {
 		w.update("d:3")
 		w.settle(30 * time.Minute)
 	})
+}
+
+// Names of new pods are taken by pods of others: that is no failure, and nothing
+// waits for it.
+func TestNamesAreTaken(t *testing.T) {
+	seeds(t, 5, func(t *testing.T, seed uint64) {
+		w := newWorld(t, seed)
+		// The controller gives up after eight for one pod.
+		const most = 7
+		taken := 0
+		w.arrived = func(q request) {
+			switch {
+			case q.resource == "events" && bytes.Contains(q.body, []byte("FailedCreate")):
+				t.Errorf("told as a failure: %s", q.body)
+			case q.method == http.MethodPost && q.resource == "pods" && taken < most && w.store["pods"]["default/"+nameIn(t, q)] == nil:
+				taken++
+				w.add("pods", &corev1.Pod{
+					ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: nameIn(t, q)}, Spec: corev1.PodSpec{NodeName: "elsewhere"},
+				})
+			}
+		}
+		w.process(w.connect(), "")
+		w.settle(10 * time.Minute)
+		if taken != most {
+			t.Errorf("%d names were taken", taken)
+		}
+	})
+}
+
+func nameIn(t *testing.T, q request) string {
+	var pod corev1.Pod
+	if err := json.Unmarshal(q.body, &pod); err != nil {
+		t.Error(err)
+	}
+	return pod.Name
 }
 
 // Watches end, or keep their news back, or have nothing to resume from; lists
