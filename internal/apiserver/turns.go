@@ -14,7 +14,7 @@ import (
 // than the one before it reported as ready.
 const (
 	writesPerProcessor = 8
-	fewPerProcessor    = 2
+	fewPerProcessor    = 1
 	// longestTurn is when a write goes on out of turn: nothing may wait for
 	// ever for others that wait for it.
 	longestTurn = 5 * time.Second
