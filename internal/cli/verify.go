@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 
 	"github.com/spf13/cobra"
@@ -77,6 +78,16 @@ func verifyOne(file string, o unitdir.Options) (service.Group, error) {
 	return unitdir.Find([]string{filepath.Dir(file)}, name, o)
 }
 
+func executable(path string, search []string) bool {
+	if len(search) == 0 || filepath.IsAbs(path) {
+		search = []string{""}
+	}
+	return slices.ContainsFunc(search, func(dir string) bool {
+		_, err := exec.LookPath(filepath.Join(dir, path))
+		return err == nil
+	})
+}
+
 // executables warns of commands that are not there.
 func executables(g service.Group) []service.Warning {
 	missing := map[string]bool{}
@@ -87,7 +98,7 @@ func executables(g service.Group) []service.Warning {
 		for _, list := range [][]service.Command{svc.StartPre, svc.Start, svc.StartPost, svc.Reload, svc.Stop, svc.StopPost} {
 			for _, c := range list {
 				// A bare name is looked for where this command would find it.
-				if _, err := exec.LookPath(c.Path); err != nil {
+				if !executable(c.Path, svc.Exec.SearchPath) {
 					missing[c.Path] = true
 				}
 			}

@@ -50,7 +50,10 @@ func (h *Host) transition(u *unit, t machine.Transition, now time.Time) {
 	u.leaveHook(t.To)
 	h.seen(u.g, t)
 	h.jobSees(u, t)
-	if t.To == service.Failed && u.in.Result == service.StartLimitHit {
+	if way := u.spec.Restart.Way; t.To == service.AutoRestart && (way == service.RestartNormal || way == service.RestartDebug) {
+		h.restarts(u, t.Result)
+	}
+	if t.To == service.Failed && t.Result == service.StartLimitHit {
 		h.startLimited(u.g)
 	}
 }
@@ -223,6 +226,9 @@ func (h *Host) environment(u *unit, e machine.Spawn) []string {
 	}
 	if s.Watchdog > 0 && e.Kind == service.Start {
 		env = append(env, "WATCHDOG_USEC="+strconv.FormatInt(s.Watchdog.Microseconds(), 10))
+	}
+	if s.Restart.Way == service.RestartDebug && u.in.Restarts > 0 {
+		env = append(env, "DEBUG_INVOCATION=1")
 	}
 	if m := u.in.Main; m != nil && m.PID != 0 && !e.Main {
 		env = append(env, "MAINPID="+strconv.Itoa(m.PID))

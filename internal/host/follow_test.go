@@ -173,3 +173,28 @@ func TestFollow(t *testing.T) {
 		})
 	}
 }
+
+// TestRestartWay: with RestartMode=normal others see the end of what restarts by
+// itself, and else not.
+func TestRestartWay(t *testing.T) {
+	for way, said := range map[service.RestartWay]string{
+		"":                    "end a, start a",
+		service.RestartDirect: "end a, start a",
+		service.RestartNormal: "end a, end bound, start alarm, start a, start bound",
+		service.RestartDebug:  "end a, end bound, start alarm, start a in debug mode, start bound",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newFake()
+			a := restarting(unitOf("a", service.Dependencies{OnFailure: []string{"alarm"}}))
+			a.Services[0].Restart.Way = way
+			m.units = []service.Group{a, unitOf("bound", service.Dependencies{BindsTo: []string{"a"}, After: []string{"a"}}), unitOf("alarm", service.Dependencies{After: []string{"bound"}})}
+			f := m.host(t)
+			defer f.leave()
+			_ = f.do("bound", "start")
+			f.said()
+			f.m.crash("a", 1)
+			time.Sleep(5 * time.Second) // virtual
+			f.expect(said)
+		})
+	}
+}

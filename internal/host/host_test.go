@@ -97,7 +97,7 @@ func (m *machineFake) Start(q Request) (Process, error) {
 	if beside := m.procs[q.PIDs]; beside != nil {
 		m.say("start %s beside %s", q.Service, beside.path)
 	} else {
-		m.say("start %s%s", q.Service, m.shared(q))
+		m.say("start %s%s%s", q.Service, m.shared(q), map[bool]string{true: " in debug mode"}[slices.Contains(q.Env, "DEBUG_INVOCATION=1")])
 	}
 	if m.hungry[q.Service] {
 		m.ooms++

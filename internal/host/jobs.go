@@ -346,9 +346,27 @@ func (h *Host) fails(g *group, u *unit, reason string) {
 // lost spreads the unexpected end of a service to those that are bound to it
 // (systemd.unit(5), BindsTo=).
 func (h *Host) lost(u *unit, t machine.Transition) {
-	if t.To != service.Dead && t.To != service.Failed {
+	if t.To == service.Dead || t.To == service.Failed {
+		h.spreadEnd(u)
+	}
+}
+
+// restarts shows the end of a service to others, although it starts again by
+// itself (RestartMode= of systemd.service(5)).
+func (h *Host) restarts(u *unit, result service.Result) {
+	if h.closing() {
 		return
 	}
+	g := u.g
+	h.spreadEnd(u)
+	if result == service.Success {
+		h.startAll(g.spec.Deps.OnSuccess, g.spec.OnSuccessMode, g.spec.Name+" has ended well (OnSuccess=)")
+	} else {
+		h.startAll(g.spec.Deps.OnFailure, g.spec.OnFailureMode, g.spec.Name+" has failed (OnFailure=)")
+	}
+}
+
+func (h *Host) spreadEnd(u *unit) {
 	for _, name := range h.relations().Dependents(u.g.spec.Name) {
 		o := h.groups[name]
 		if o == nil || o == u.g || o.idle() || o.job != nil && o.job.kind == stopJob {

@@ -259,6 +259,8 @@ type Transition struct {
 	Run      uint64
 	From, To service.State
 	Reason   string
+	// Result is how the life has gone so far.
+	Result service.Result
 }
 
 func (Spawn) effect()      {}

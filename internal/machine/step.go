@@ -28,7 +28,7 @@ func (s *step) enter(to service.State, reason string) {
 		s.Watchdog, s.RuntimeEnd = time.Time{}, time.Time{}
 		s.Startup.Next, s.Readiness.Next, s.Liveness.Next = time.Time{}, time.Time{}, time.Time{}
 	}
-	s.emit(Transition{Run: s.Run, From: from, To: to, Reason: reason})
+	s.emit(Transition{Run: s.Run, From: from, To: to, Reason: reason, Result: s.Result})
 }
 
 // fail keeps the first thing that went wrong in this life.

@@ -27,7 +27,11 @@ func (q *Request) environ(c *service.ExecContext, id identity) ([]string, *Start
 		}
 	}
 	if !c.CleanEnvironment {
-		set("PATH=" + DefaultPath)
+		path := DefaultPath
+		if len(c.SearchPath) > 0 {
+			path = strings.Join(c.SearchPath, ":")
+		}
+		set("PATH=" + path)
 		if lang, ok := os.LookupEnv("LANG"); ok {
 			set("LANG=" + lang)
 		}
@@ -131,13 +135,16 @@ func lookup(env []string, name string) (string, bool) {
 	return "", false
 }
 
-// findCommand looks a bare name up in PATH, below root.
-func findCommand(path, root string, env []string) (string, error) {
+// findCommand looks a bare name up in the directories of ExecSearchPath=, or else
+// of PATH, below root.
+func findCommand(path, root string, env, search []string) (string, error) {
 	if strings.Contains(path, "/") {
 		return path, nil
 	}
 	dirs, ok := lookup(env, "PATH")
-	if !ok || dirs == "" {
+	if len(search) > 0 {
+		dirs = strings.Join(search, ":")
+	} else if !ok || dirs == "" {
 		dirs = DefaultPath
 	}
 	for dir := range strings.SplitSeq(dirs, ":") {

@@ -126,7 +126,7 @@ func (r *Runner) prepare(q *Request, l *launch) *StartError {
 	if q.Join != 0 {
 		root = filepath.Join(procDir(q.Join), "root")
 	}
-	path, err := findCommand(q.Command.Path, root, env)
+	path, err := findCommand(q.Command.Path, root, env, c.SearchPath)
 	if err != nil {
 		return &StartError{Stage: fmt.Sprintf("find command %q", q.Command.Path), Err: err, Code: sandbox.CodeExec}
 	}

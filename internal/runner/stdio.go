@@ -45,18 +45,20 @@ func (q *Request) openStdio(c *service.ExecContext, id identity, s *stdio) *Star
 	}
 	umask := uint32(umaskOf(c))
 	var err error
-	in := "/dev/null"
-	if path, ok := strings.CutPrefix(c.StandardInput, "file:"); ok {
-		in = path
-	}
 	if c.StandardInput == "socket" {
 		return q.socketStdio(c, id, s)
 	}
-	if q.Stdin != 0 {
+	path, file := strings.CutPrefix(c.StandardInput, "file:")
+	switch {
+	case q.Stdin != 0:
 		s.fds[0] = q.Stdin
 		err = give(q.Stdin, id)
-	} else {
-		s.fds[0], err = s.add(in, unix.O_RDONLY, 0)
+	case file:
+		s.fds[0], err = s.inputFile(path)
+	case c.StandardInput == "data":
+		s.fds[0], err = s.inputData(c.InputData)
+	default:
+		s.fds[0], err = s.add("/dev/null", unix.O_RDONLY, 0)
 	}
 	if err != nil {
 		return fail("standard input", sandbox.CodeStdin, err)
@@ -193,7 +195,7 @@ func umaskOf(c *service.ExecContext) int {
 // for the service's status.
 func Lost(c *service.ExecContext) []string {
 	var out []string
-	if kind, _, _ := strings.Cut(c.StandardInput, ":"); kind != "" && kind != "null" && kind != "file" && kind != "socket" {
+	if kind, _, _ := strings.Cut(c.StandardInput, ":"); kind != "" && kind != "null" && kind != "file" && kind != "socket" && kind != "data" {
 		out = append(out, fmt.Sprintf("StandardInput=%s: it reads from /dev/null", c.StandardInput))
 	}
 	for _, o := range [][2]string{{"StandardOutput", c.StandardOutput}, {"StandardError", c.StandardError}} {

@@ -294,12 +294,18 @@ type ExecContext struct {
 	// RuntimePreserve is RuntimeDirectoryPreserve=: "no", "yes", "restart".
 	RuntimePreserve string `json:"runtimePreserve,omitempty"`
 
+	// SearchPath are absolute directories, in place of PATH's, where bare names
+	// of executables are looked up (ExecSearchPath=).
+	SearchPath []string `json:"searchPath,omitempty"`
+
 	// StandardInput, StandardOutput and StandardError as systemd names them
 	// ("null", "journal", "inherit", "file:/path", "append:/path" …). Empty
 	// is "null" for input and "journal" for output: Legion's own log.
 	StandardInput  string `json:"standardInput,omitempty"`
 	StandardOutput string `json:"standardOutput,omitempty"`
 	StandardError  string `json:"standardError,omitempty"`
+	// InputData is what commands read where StandardInput is "data".
+	InputData []byte `json:"inputData,omitempty"`
 	// Console, where not nil, is in place of StandardInput; a terminal is in
 	// place of all three.
 	Console *Console `json:"console,omitempty"`
@@ -412,9 +418,22 @@ const (
 	RestartAlways     RestartMode = "always"
 )
 
+// RestartWay is RestartMode= of systemd.service(5): whether others see a service
+// that restarts by itself go down in between.
+type RestartWay string
+
+// The ways; empty is direct.
+const (
+	RestartNormal RestartWay = "normal"
+	RestartDirect RestartWay = "direct"
+	// RestartDebug is normal, and the restarted service has DEBUG_INVOCATION=1.
+	RestartDebug RestartWay = "debug"
+)
+
 // Restart says whether and when a service that ended runs again.
 type Restart struct {
 	Mode RestartMode `json:"mode,omitempty"` // empty is "no"
+	Way  RestartWay  `json:"way,omitempty"`
 	// Delay before the first restart (RestartSec=); 0 is at once.
 	Delay time.Duration `json:"delay,omitempty"`
 	// Steps and MaxDelay: the delay grows in so many steps to MaxDelay

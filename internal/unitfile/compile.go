@@ -231,6 +231,9 @@ func (c *compiler) finish() error {
 		c.whole("RestartMaxDelaySec= is shorter than RestartSec=; ignored")
 		s.Restart.Steps, s.Restart.MaxDelay = 0, 0
 	}
+	if s.Exec.StandardInput == "" && len(s.Exec.InputData) > 0 {
+		s.Exec.StandardInput = "data"
+	}
 	if s.Exec.DynamicUser {
 		dynamicUser(&s.Exec)
 	}

@@ -19,7 +19,7 @@ var ownField = map[string]string{
 
 // ofUnit are those that speak of the unit as a whole, and of other units, or
 // that would give more rights than the pod has.
-var ofUnit = []string{"StartLimitInterval", "StartLimitBurst", "Sockets", "PermissionsStartOnly", "FailureAction", "SuccessAction", "StartLimitAction", "RebootArgument"}
+var ofUnit = []string{"StartLimitInterval", "StartLimitBurst", "Sockets", "PermissionsStartOnly", "RestartMode", "FailureAction", "SuccessAction", "StartLimitAction", "RebootArgument"}
 
 // Overlays says whether a directive of [Service] can be laid over a container.
 func Overlays(directive string) bool {

@@ -200,24 +200,6 @@ func output(field func(*compiler) *string) setter {
 	}
 }
 
-func input(c *compiler, e Entry) error {
-	s, err := c.expand(e.Value)
-	if err != nil {
-		return err
-	}
-	if p, ok := strings.CutPrefix(s, "file:"); ok {
-		if p, err = cleanPath(p); err == nil {
-			c.svc.Exec.StandardInput = "file:" + p
-		}
-		return err
-	}
-	if s != "null" && s != "" && s != "socket" {
-		return fmt.Errorf("%q is not supported; the input is /dev/null", s)
-	}
-	c.svc.Exec.StandardInput = s
-	return nil
-}
-
 func delegate(c *compiler, e Entry) error {
 	v, err := ParseBool(e.Value)
 	// A list of controllers means yes; an empty one delegates none, which is
