@@ -55,8 +55,8 @@ func (h *Host) load() {
 		g := newGroup(spec, now)
 		if w, ok := h.o.Saved.Wishes[name]; ok {
 			g.wanted, g.by, g.deleting = w.Wanted, w.By, w.Deleting
-		} else {
-			g.wanted, g.by = spec.Boot, "boot"
+		} else if g.by = "boot"; spec.Boot {
+			h.want(g, true, g.by) // who put it came no further than its definition
 		}
 		h.groups[name] = g
 	}
@@ -80,6 +80,7 @@ func (h *Host) load() {
 		}
 	}
 	h.leftovers()
+	h.fulfilled()
 	h.dropConsoles()
 	h.o.Saved = Saved{}
 	for _, w := range h.relations().problems {
@@ -277,6 +278,19 @@ func (h *Host) leftovers() {
 			}
 		}
 		if err := h.o.Store.Delete(store.Runs, name); err != nil {
+			h.problems = append(h.problems, service.Warning{Text: err.Error()})
+		}
+	}
+}
+
+// fulfilled removes the wishes for groups to be gone, of those that are. Another
+// group that is put under the name would be deleted by it.
+func (h *Host) fulfilled() {
+	for name, w := range h.o.Saved.Wishes {
+		if _, there := h.o.Saved.Groups[name]; there || !w.Deleting {
+			continue
+		}
+		if err := h.o.Store.Delete(store.Wishes, name); err != nil {
 			h.problems = append(h.problems, service.Warning{Text: err.Error()})
 		}
 	}

@@ -16,7 +16,6 @@ import (
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/machine"
 	"legion.dev/legion/internal/service"
-	"legion.dev/legion/internal/store"
 )
 
 // carryOut does one thing that a machine asks for.
@@ -350,9 +349,11 @@ func (h *Host) release(g *group) {
 func (h *Host) want(g *group, wanted bool, by string) {
 	g.wanted, g.by = wanted, by
 	h.dirty[g.spec.Name] = struct{}{}
-	if !g.unit {
-		if err := h.o.Store.Save(store.Wishes, g.spec.Name, wish{Wanted: wanted, By: by, Deleting: g.deleting}); err != nil {
-			h.note(g, "cannot write what is wanted of it", err)
-		}
+	if g.unit {
+		return
+	}
+	if err := h.writeWish(g); err != nil {
+		h.note(g, wishNotSaved, err)
+		h.unwished[g.spec.Name] = struct{}{}
 	}
 }

@@ -97,8 +97,9 @@ type Host struct {
 	// that came meanwhile from processes that are not known yet.
 	spawning   int
 	earlyNotes []Message
-	// unsaved are groups of which the disk does not know what is known.
-	unsaved map[string]struct{}
+	// unsaved are groups of which the disk does not know what is known, unwished
+	// those of which it does not know what is wanted.
+	unsaved, unwished map[string]struct{}
 	// guests are the units that see the /tmp of another, by name.
 	guests map[string]string
 	// dirty are groups to tell watchers of, once the event is done.
@@ -160,7 +161,7 @@ func New(o Options) *Host {
 	}
 	return &Host{
 		clock: o.Clock, stamps: map[string]stamp{},
-		o: o, inbox: make(chan func(), 64), groups: map[string]*group{}, pending: map[string]*group{}, waiting: map[string]*group{}, owners: map[int]owner{}, unsaved: map[string]struct{}{},
+		o: o, inbox: make(chan func(), 64), groups: map[string]*group{}, pending: map[string]*group{}, waiting: map[string]*group{}, owners: map[int]owner{}, unsaved: map[string]struct{}{}, unwished: map[string]struct{}{},
 		dirty: map[string]struct{}{}, guests: map[string]string{}, watchers: map[*watcher]struct{}{}, ready: make(chan struct{}), problems: o.Problems,
 		stale: true,
 	}

@@ -205,13 +205,15 @@ func (h *Host) forget(g *group) {
 	if err := h.o.Cgroups.Remove(name); err != nil {
 		h.o.Log.Error("cannot remove the cgroup", "group", name, "error", err)
 	}
-	for _, k := range []store.Kind{store.Groups, store.Wishes, store.Runs} {
-		if err := h.o.Store.Delete(k, name); err != nil {
+	if !g.unit {
+		if err := h.o.Logs.Remove(name); err != nil {
 			h.problems = append(h.problems, service.Warning{Text: err.Error()})
 		}
 	}
-	if !g.unit {
-		if err := h.o.Logs.Remove(name); err != nil {
+	// The definition goes when all else has gone: what it says is done again by a
+	// legiond that takes over before.
+	for _, k := range []store.Kind{store.Groups, store.Wishes, store.Runs} {
+		if err := h.o.Store.Delete(k, name); err != nil {
 			h.problems = append(h.problems, service.Warning{Text: err.Error()})
 		}
 	}

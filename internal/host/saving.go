@@ -39,8 +39,34 @@ func (h *Host) saved(g *group) {
 	delete(h.unsaved, g.spec.Name)
 }
 
+const wishNotSaved = "cannot write what is wanted of it"
+
+// writeWish writes what is wanted of a group that was put.
+func (h *Host) writeWish(g *group) error {
+	w := wish{Wanted: g.wanted, By: g.by, Deleting: g.deleting}
+	if err := h.o.Store.Save(store.Wishes, g.spec.Name, w); err != nil {
+		return err
+	}
+	if _, was := h.unwished[g.spec.Name]; was {
+		h.works(g, wishNotSaved)
+		delete(h.unwished, g.spec.Name)
+		h.dirty[g.spec.Name] = struct{}{}
+	}
+	return nil
+}
+
 // saveAgain writes what could not be written before: there may be room now.
 func (h *Host) saveAgain() {
+	for name := range h.unwished {
+		g := h.groups[name]
+		if g == nil || g.unit {
+			delete(h.unwished, name)
+			continue
+		}
+		if h.writeWish(g) != nil {
+			return // it was said
+		}
+	}
 	for name := range h.unsaved {
 		g := h.groups[name]
 		if g == nil {
