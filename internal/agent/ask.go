@@ -86,18 +86,18 @@ var closed = func() chan struct{} {
 // target is what a reader of a container's log, and who would run a command
 // beside it, needs to know; an empty name is the pod.
 func (r *record) target(container string) (target, error) {
-	t := target{UID: r.uid, Done: r.over(), Changed: r.next()}
+	t, defined := target{UID: r.uid, Done: r.over(), Changed: r.next()}, false
 	if r.status != nil {
-		for _, c := range slices.Concat(r.status.InitContainerStatuses, r.status.ContainerStatuses) {
+		for _, c := range slices.Concat(r.status.InitContainerStatuses, r.status.ContainerStatuses, r.status.EphemeralContainerStatuses) {
 			if w := c.State.Waiting; c.Name == container && w != nil {
 				t.Waiting = w.Reason + ": " + w.Message
 			}
 		}
 	}
 	if r.pod != nil {
-		for _, c := range slices.Concat(r.pod.Spec.InitContainers, r.pod.Spec.Containers) {
+		for _, c := range slices.Concat(r.pod.Spec.InitContainers, r.pod.Spec.Containers, podspec.Ephemeral(r.pod)) {
 			if c.Name == container {
-				t.Console = podspec.Console(&c)
+				t.Console, defined = podspec.Console(&c), true
 			}
 		}
 	}
@@ -111,6 +111,7 @@ func (r *record) target(container string) (target, error) {
 		}
 		if s.Main != nil {
 			t.Run, t.Runs = s.Main.Number, s.Main.Exit == nil
+			t.Begins = t.Runs && s.Main.PID == 0
 		}
 		if s.Previous != nil {
 			t.Before = s.Previous.Number
@@ -119,6 +120,9 @@ func (r *record) target(container string) (target, error) {
 			t.Done = closed // the others of the pod may go on
 		}
 		return t, nil
+	}
+	if defined {
+		return t, nil // it is on its way there
 	}
 	return t, fmt.Errorf("pod %s has no container %q on the host", r.uid, container)
 }

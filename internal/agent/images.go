@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -115,7 +116,7 @@ func (p *pods) fetch(r *record, now time.Time) {
 			continue
 		}
 		name := u.name
-		if r.host != nil || r.put {
+		if (r.host != nil || r.put) && !r.newcomer(u) {
 			policy = v1.PullNever
 			if id := r.mounted[u.volume]; id != "" {
 				name = id // though the name may mean another one by now
@@ -131,6 +132,23 @@ func (p *pods) fetch(r *record, now time.Time) {
 	if turned {
 		p.compile(r)
 	}
+}
+
+// newcomer: an ephemeral container that the host has not yet is alone to want
+// the image.
+func (r *record) newcomer(u imageUse) bool {
+	for _, c := range podspec.Containers(r.pod) {
+		if c.Image == u.name {
+			return false
+		}
+	}
+	for _, c := range podspec.Ephemeral(r.pod) {
+		known := r.host != nil && slices.ContainsFunc(r.host.Services, func(s service.Status) bool { return s.Name == c.Name })
+		if c.Image == u.name && known {
+			return false
+		}
+	}
+	return u.volume == ""
 }
 
 func (p *pods) ensure(r *record, u imageUse, name string, policy v1.PullPolicy, logins []image.Login) {
@@ -169,7 +187,7 @@ func (p *pods) uses(pod *v1.Pod) map[imageUse]v1.PullPolicy {
 	if p.node.OCI == nil || !podspec.OCI(pod) {
 		return out
 	}
-	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers, podspec.Ephemeral(pod)} {
 		for i := range list {
 			if c := &list[i]; out[imageUse{name: c.Image}] != v1.PullAlways {
 				out[imageUse{name: c.Image}] = c.ImagePullPolicy

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -16,6 +17,7 @@ import (
 	"legion.dev/legion/internal/image"
 	"legion.dev/legion/internal/ocispec"
 	"legion.dev/legion/internal/podspec"
+	"legion.dev/legion/internal/podview"
 	"legion.dev/legion/internal/service"
 )
 
@@ -204,5 +206,54 @@ func TestMissingPullSecret(t *testing.T) {
 			"event a FailedToRetrieveImagePullSecret", "event a ErrImagePull")
 		time.Sleep(showFailure)
 		s.expect("status a Pending ImagePullBackOff ready=false restarts=0", "event a ImagePullBackOff")
+	})
+}
+
+// TestEphemeralImage: the image of an ephemeral container is got when the pod
+// runs already; until then it waits, and nothing else does.
+func TestEphemeralImage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := play(t)
+		h := &shop{s: s}
+		s.p.post(s.ctx, func(context.Context, time.Time) {
+			s.p.images, s.p.node.OCI = h, &ocispec.Runtime{Program: "/runc", State: "/state"}
+		})
+		s.listed()
+		s.synced()
+		p := s.add("app", func(p *v1.Pod) {
+			p.Spec.RuntimeClassName = nil
+			p.Spec.Containers[0].Image, p.Spec.Containers[0].ImagePullPolicy = "app:1", v1.PullIfNotPresent
+		})
+		sink{s.ctx, s.p}.Changed(p)
+		synctest.Wait()
+		s.host(podspec.GroupName(p.UID), running(1))
+		synctest.Wait()
+		s.mu.Lock()
+		h.answer, s.log = errors.New("no such manifest"), nil
+		s.mu.Unlock()
+		s.edit(p.UID, func(p *v1.Pod) {
+			p.Spec.EphemeralContainers = []v1.EphemeralContainer{{EphemeralContainerCommon: v1.EphemeralContainerCommon{
+				Name: "debug", Image: "debug:1", ImagePullPolicy: v1.PullIfNotPresent, Command: []string{"/sh"},
+			}}}
+		})
+		synctest.Wait()
+		s.mu.Lock()
+		got := s.pods[p.UID].Status
+		tried := slices.Contains(s.log, "ensure debug:1 IfNotPresent")
+		h.answer, s.log = nil, nil
+		s.mu.Unlock()
+		if len(got.EphemeralContainerStatuses) != 1 || got.EphemeralContainerStatuses[0].State.Waiting == nil || got.EphemeralContainerStatuses[0].State.Waiting.Reason != errImagePull || !tried {
+			t.Errorf("it waits as %+v; tried: %v", got.EphemeralContainerStatuses, tried)
+		}
+		if c := podview.Condition(&got, v1.PodReady); c.Status != v1.ConditionTrue || got.ContainerStatuses[0].State.Running == nil {
+			t.Errorf("the pod is %+v", got)
+		}
+		time.Sleep(firstPullBackOff + time.Second)
+		synctest.Wait()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !slices.ContainsFunc(s.log, func(l string) bool { return strings.HasPrefix(l, "put "+podspec.GroupName(p.UID)) }) {
+			t.Errorf("it was not given to the host: %q", s.log)
+		}
 	})
 }

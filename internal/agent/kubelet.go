@@ -39,8 +39,8 @@ type target struct {
 	UID types.UID
 	// Run is the newest run, 0 if there was none yet; Before is the one before.
 	Run, Before uint64
-	// Runs: the newest run has not ended.
-	Runs bool
+	// Runs: the newest run has not ended. Begins: its process is being started.
+	Runs, Begins bool
 	// Console is what its process reads from where one may attach to it.
 	Console *service.Console
 	// Waiting is why there is no run, where that is known.

@@ -161,7 +161,7 @@ func sameGroup(a, b *service.Group) bool {
 // compare finds out whether what the host has of a pod is what the objects say
 // now: they may have changed while the agent was away.
 func (p *pods) compare(r *record, spec *service.Group) {
-	if r.compared || r.pod == nil || r.group == nil || len(r.report.Blocked) > 0 || len(spec.Services) == 0 {
+	if r.compared || r.pod == nil || r.group == nil || len(r.report.Blocked)+len(r.report.Ephemeral) > 0 || len(spec.Services) == 0 {
 		return
 	}
 	r.compared = true

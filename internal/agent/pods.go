@@ -181,8 +181,7 @@ func (p *pods) podChanged(ctx context.Context, pod *v1.Pod, now time.Time) {
 	if r.pod != nil && older(pod, r.pod) {
 		return
 	}
-	first := r.pod == nil
-	inside := !first && (!maps.Equal(r.pod.Labels, pod.Labels) || !maps.Equal(r.pod.Annotations, pod.Annotations))
+	first, anew := r.pod == nil, r.pod != nil && compiledAnew(r.pod, pod)
 	r.pod = pod
 	r.grace = graceOf(pod)
 	if pod.DeletionTimestamp != nil && r.leaving.IsZero() {
@@ -198,10 +197,24 @@ func (p *pods) podChanged(ctx context.Context, pod *v1.Pod, now time.Time) {
 				r.told(w)
 			}
 		}
-	} else if inside && r.group != nil {
-		p.compile(r) // the pod may see its labels and annotations
+	} else if anew {
+		p.compileChanged(r)
 	}
 	p.step(ctx, r, now)
+}
+
+// compiledAnew says whether what a pod's group is made of is another now: the
+// pod may see its labels and annotations, and be given ephemeral containers.
+func compiledAnew(old, pod *v1.Pod) bool {
+	return !maps.Equal(old.Labels, pod.Labels) || !maps.Equal(old.Annotations, pod.Annotations) ||
+		len(old.Spec.EphemeralContainers) != len(pod.Spec.EphemeralContainers)
+}
+
+func (p *pods) compileChanged(r *record) {
+	if r.group != nil {
+		p.objects.want(p.life, r.pod)
+		p.compile(r)
+	}
 }
 
 // older: what a watch brings may be from before the answer to a patch.
@@ -420,8 +433,12 @@ func (p *pods) apiAnswered(r *record, a action, asked *v1.PodStatus, newer *v1.P
 		r.toAPI.succeeded()
 		if newer != nil && r.pod != nil && newer.UID == r.uid && older(r.pod, newer) {
 			newer.ManagedFields = nil
+			anew := compiledAnew(r.pod, newer)
 			r.pod = newer
 			r.grace = graceOf(newer)
+			if anew {
+				p.compileChanged(r)
+			}
 		}
 		if a == patchStatus && newer != nil && newer.UID == r.uid && !sameStatus(&newer.Status, asked) {
 			// Writing it again at once would go on for ever.
@@ -454,7 +471,8 @@ func statusPatch(pod *v1.Pod, status *v1.PodStatus) []byte {
 		ObservedGeneration: status.ObservedGeneration, Phase: status.Phase,
 		HostIP: status.HostIP, PodIP: status.PodIP, StartTime: status.StartTime,
 		ContainerStatuses: status.ContainerStatuses, InitContainerStatuses: status.InitContainerStatuses,
-		Reason: status.Reason, Message: status.Message,
+		EphemeralContainerStatuses: status.EphemeralContainerStatuses,
+		Reason:                     status.Reason, Message: status.Message,
 	}
 	// Merged by type, a condition would keep a reason that the new one has not.
 	conditions := []any{}

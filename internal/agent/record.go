@@ -319,7 +319,8 @@ func sameStatus(a, b *v1.PodStatus) bool {
 	if a.Phase != b.Phase || a.Reason != b.Reason || a.Message != b.Message || a.ObservedGeneration != b.ObservedGeneration || a.HostIP != b.HostIP || a.PodIP != b.PodIP ||
 		!a.StartTime.Equal(b.StartTime) ||
 		!apiequality.Semantic.DeepEqual(a.ContainerStatuses, b.ContainerStatuses) ||
-		!apiequality.Semantic.DeepEqual(a.InitContainerStatuses, b.InitContainerStatuses) {
+		!apiequality.Semantic.DeepEqual(a.InitContainerStatuses, b.InitContainerStatuses) ||
+		!apiequality.Semantic.DeepEqual(a.EphemeralContainerStatuses, b.EphemeralContainerStatuses) {
 		return false
 	}
 	for i := range b.Conditions {

@@ -51,6 +51,9 @@ func (k *kubelet) serveStreams(w http.ResponseWriter, r *http.Request, serve fun
 	}
 	pod, container := r.PathValue("pod"), r.PathValue("container")
 	t, err := k.find(r.Context(), r.PathValue("namespace"), pod, container)
+	if err == nil {
+		t, err = k.begun(r.Context(), t, container)
+	}
 	switch {
 	case err != nil:
 		http.Error(w, err.Error(), http.StatusNotFound)
@@ -66,6 +69,24 @@ func (k *kubelet) serveStreams(w http.ResponseWriter, r *http.Request, serve fun
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	serve(hangUp{w, cancel}, r.WithContext(ctx), t, options)
+}
+
+// begun waits until the process of a run that has begun is there.
+func (k *kubelet) begun(ctx context.Context, t target, container string) (target, error) {
+	for t.Begins {
+		select {
+		case <-t.Changed:
+		case <-t.Done:
+			return t, nil
+		case <-ctx.Done():
+			return t, ctx.Err()
+		}
+		var err error
+		if t, err = k.again(ctx, t.UID, container); err != nil {
+			return t, err
+		}
+	}
+	return t, nil
 }
 
 // hangUp calls lost when the connection that a handler takes over is closed:

@@ -24,7 +24,7 @@ func (g *group) currentPhase() phase {
 		return phaseUp
 	case !g.idle():
 		return phaseChanging
-	case slices.ContainsFunc(g.services, func(u *unit) bool { return u.in.State == service.Failed }):
+	case slices.ContainsFunc(g.lasting(), func(u *unit) bool { return u.in.State == service.Failed }):
 		return phaseFailed
 	}
 	return phaseDown

@@ -169,7 +169,7 @@ func (g *group) active() bool {
 	if len(g.services) == 0 {
 		return g.up
 	}
-	for _, u := range g.services {
+	for _, u := range g.lasting() {
 		if u.spec.Stage != 0 && u.over() {
 			continue
 		}
@@ -221,6 +221,7 @@ func (g *group) status(logs Logs, lost []string, without func(*service.ExecConte
 	st.Trigger = g.trigger()
 	for _, u := range g.services {
 		s := u.in.Status(u.spec)
+		s.Ephemeral = u.spec.Ephemeral
 		s.Cgroup, s.LogDir, s.Lost = u.dir, logs.Dir(g.spec.Name, u.spec.Name), slices.Concat(lost, without(&u.spec.Exec), u.unbounded)
 		if u.busless {
 			s.Lost = append(s.Lost, noBus)

@@ -277,7 +277,7 @@ func (h *Host) launchStart(g *group) {
 	if j.kind == restartJob {
 		kind = machine.RestartAsked
 	}
-	for _, u := range g.services {
+	for _, u := range g.lasting() {
 		if kind == machine.StartAsked && j.boot && u.in.State == service.Exited {
 			continue
 		}
@@ -305,6 +305,9 @@ func (h *Host) stepAll(g *group, ev machine.Event) {
 func (h *Host) jobSees(u *unit, t machine.Transition) {
 	g := u.g
 	j := g.job
+	if u.spec.Ephemeral {
+		return
+	}
 	if j == nil || !j.running {
 		h.lost(u, t)
 		return
@@ -396,6 +399,9 @@ func (h *Host) judge(g *group) {
 		return
 	}
 	for _, u := range g.services {
+		if u.spec.Ephemeral && j.kind != stopJob {
+			continue
+		}
 		if u.held != nil && j.kind != stopJob {
 			if j.failure == "" {
 				return
@@ -481,6 +487,7 @@ func (h *Host) flush() {
 				continue
 			}
 			h.advance(g)
+			h.startEphemeral(g)
 			h.judge(g)
 			h.follow(g)
 			h.noticed(g)

@@ -95,6 +95,9 @@ func (h *Host) put(spec service.Group, by string) error {
 		return err
 	}
 	g := h.groups[spec.Name]
+	if g != nil {
+		spec = g.withEphemeral(spec)
+	}
 	switch {
 	case g != nil && g.unit:
 		return failure("conflict", "edit that file and reload, or choose another name", "%s is defined by %s", spec.Name, sentence(g.spec.Source.Files))
@@ -133,8 +136,9 @@ func (h *Host) startNew(g *group, by string) {
 	h.request(startJob, g.spec.Name, job{by: by}, func(outcome) {})
 }
 
+// sameServices leaves out those that may be added at any time.
 func sameServices(a, b service.Group) bool {
-	return slices.EqualFunc(a.Services, b.Services, func(x, y service.Service) bool { return x.Name == y.Name })
+	return slices.EqualFunc(lasting(a.Services), lasting(b.Services), func(x, y service.Service) bool { return x.Name == y.Name })
 }
 
 func valid(g *service.Group) error {

@@ -26,7 +26,7 @@ func (g *group) staged() bool {
 
 func (g *group) lastStage() int {
 	last := 0
-	for _, u := range g.services {
+	for _, u := range g.lasting() {
 		last = max(last, u.spec.Stage)
 	}
 	return last
@@ -51,7 +51,7 @@ func (u *unit) passed() bool {
 func (g *group) before(u *unit) []*unit {
 	var list []*unit
 	stage := -1
-	for _, o := range g.services {
+	for _, o := range g.lasting() {
 		switch s := o.spec.Stage; {
 		case s >= u.spec.Stage || s < stage:
 		case s == stage:
@@ -76,7 +76,7 @@ func (h *Host) launchStages(g *group) {
 		u.held = &held{By: j.by, Keep: j.boot && g.spec.Source.Kind == service.FromPod && u.in.Run > 0}
 	}
 	if j.kind == restartJob && !g.idle() {
-		for _, u := range g.services {
+		for _, u := range g.lasting() {
 			hold(u)
 		}
 		h.lowerStages(g, machine.Event{Kind: machine.StopAsked, By: j.by})
@@ -84,9 +84,9 @@ func (h *Host) launchStages(g *group) {
 		return
 	}
 	last := g.lastStage()
-	underway := slices.ContainsFunc(g.services, func(u *unit) bool { return u.held != nil || u.spec.Stage == last && !u.rests() })
+	underway := slices.ContainsFunc(g.lasting(), func(u *unit) bool { return u.held != nil || u.spec.Stage == last && !u.rests() })
 	var now []*unit
-	for _, u := range g.services {
+	for _, u := range g.lasting() {
 		u.stop = nil
 		switch {
 		case underway && (u.held != nil || u.passed()):
@@ -143,7 +143,7 @@ func (h *Host) advance(g *group) {
 	h.advanceStops(g)
 	h.advanceStarts(g)
 	last := g.lastStage()
-	ended := !slices.ContainsFunc(g.services, func(u *unit) bool { return u.held != nil || u.spec.Stage == last && !u.rests() })
+	ended := !slices.ContainsFunc(g.lasting(), func(u *unit) bool { return u.held != nil || u.spec.Stage == last && !u.rests() })
 	waits := slices.ContainsFunc(g.services, func(u *unit) bool { return u.stop == nil && !u.rests() && !u.in.Stopping })
 	if ended && waits {
 		h.lowerStages(g, machine.Event{Kind: machine.StopAsked, By: "what it was started for has ended"})

@@ -72,7 +72,7 @@ func (in *Input) linux() *specs.Linux {
 	for _, n := range []struct {
 		kind  specs.LinuxNamespaceType
 		other bool // it has the host's, or which one is known at its start
-	}{{specs.PIDNamespace, ps.HostPID || SharesPIDs(in.Pod)}, {specs.IPCNamespace, ps.HostIPC}, {specs.UTSNamespace, ps.HostNetwork}} {
+	}{{specs.PIDNamespace, ps.HostPID || SharesPIDs(in.Pod) || in.Target != ""}, {specs.IPCNamespace, ps.HostIPC}, {specs.UTSNamespace, ps.HostNetwork}} {
 		if !n.other {
 			l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: n.kind})
 		}

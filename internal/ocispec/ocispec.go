@@ -49,6 +49,8 @@ type Input struct {
 	Seccomp Profile
 	// Domain is the cluster's, of the names of pods.
 	Domain string
+	// Target is the container whose PID namespace it is in, empty for its own.
+	Target string
 	// Node is the node's name, PodDir where the pod's files lie.
 	Node, PodDir string
 }
@@ -88,8 +90,11 @@ func Contain(s *service.Service, in Input) *Refusal {
 		// cannot give this, as where there is no CAP_SYS_RESOURCE.
 		OOMScoreAdjust: s.Exec.OOMScoreAdjust,
 	}
-	if SharesPIDs(in.Pod) {
+	switch {
+	case SharesPIDs(in.Pod):
 		c.PIDs = Holder
+	case !in.Pod.Spec.HostPID:
+		c.PIDs = in.Target
 	}
 	in.run(s, c)
 	if c.Copied {

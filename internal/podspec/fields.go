@@ -34,7 +34,7 @@ var Fields = []Field{
 	{"spec.restartPolicy", Everywhere, "back-off as the kubelet's: at once, 10 s, doubling to 5 min, forgotten after 10 min"},
 	{"spec.terminationGracePeriodSeconds", Everywhere, "at least a second"},
 	{"spec.initContainers[]", Everywhere, "one after the other, also the restartable ones (sidecars), which end last; each field as of `spec.containers[]`. The pod waits as a whole for what any of its containers lacks"},
-	{"spec.ephemeralContainers", Nowhere, ""},
+	{"spec.ephemeralContainers[]", Everywhere, "`kubectl debug POD`. Each field as of `spec.containers[]`; here a command is needed, as there is no image. Started once, also while init containers run; what one lacks holds back nothing but itself. Not ready, never restarted, ends with the pod"},
 	{"spec.activeDeadlineSeconds", Everywhere, "while the agent runs"},
 	{"spec.hostNetwork, hostPID, hostIPC", NoMeaning, "a process of the host has them"},
 	{"spec.shareProcessNamespace", NoMeaning, "a process of the host shares the host's"},
@@ -103,7 +103,7 @@ var fieldNumber = regexp.MustCompile(`\[\d+\]`)
 // FieldOf finds the row of a path that Compile lists, nil if there is none.
 func FieldOf(path string) *Field {
 	path = fieldNumber.ReplaceAllString(path, "[]")
-	path = strings.NewReplacer("readinessProbe", "livenessProbe", "startupProbe", "livenessProbe", "spec.initContainers[].", "spec.containers[].").Replace(path)
+	path = strings.NewReplacer("readinessProbe", "livenessProbe", "startupProbe", "livenessProbe", "spec.initContainers[].", "spec.containers[].", "spec.ephemeralContainers[].", "spec.containers[].").Replace(path)
 	for i := range Fields {
 		first, _, _ := strings.Cut(Fields[i].Path, ",")
 		if first == path {
@@ -141,6 +141,7 @@ var OCIFields = []Field{
 	{"spec.hostname, hostnameOverride, subdomain, setHostnameAsFQDN", Everywhere, "without them, the pod's name. They are in /etc/hosts, too, with the node's address; the domain is `legion-agent --cluster-domain`. Not with hostNetwork"},
 	{"spec.dnsPolicy, hostAliases", Everywhere, "/etc/resolv.conf and /etc/hosts are seen, read-only; ClusterFirst is the cluster's DNS, where the node knows of one"},
 	{"spec.securityContext.sysctls", Partly, "kernel.shm_rmid_forced, without hostIPC; not those of the network, which is the node's, nor those that the kubelet calls unsafe"},
+	{"spec.ephemeralContainers[].targetContainerName", Everywhere, "the ephemeral container is in the PID namespace of the other, which must run"},
 	{"spec.imagePullSecrets[]", Everywhere, "its own or else the service account's; of both types; a key may be a host, with a pattern or a path; each login that fits is tried, at each try as the Secret is then. One that does not exist is told by the event FailedToRetrieveImagePullSecret, and the pull is tried without. The pod that has none says ErrImagePull with the registry's reason"},
 	{"spec.containers[].image", Everywhere, "a name with a tag or a digest; of an index, the image of the node's platform. A changed one counts for the next pod"},
 	{"spec.containers[].imagePullPolicy", Everywhere, "when the pod begins; a restart of a container runs the image that is there. ErrImagePull, ImagePullBackOff (10 s, doubling to 5 min), ErrImageNeverPull, InvalidImageName"},

@@ -26,7 +26,6 @@ func (c *compiler) podFields() {
 			c.volume(i)
 		}
 	}
-	when(len(s.EphemeralContainers) > 0, "ephemeralContainers")
 	when((s.DNSPolicy == v1.DNSNone || c.clusterDNS()) && !c.node.Root, "dnsPolicy")
 	if s.DNSPolicy == v1.DNSClusterFirstWithHostNet && len(c.node.ClusterDNS) == 0 {
 		c.report.Remarks = append(c.report.Remarks, "dnsPolicy ClusterFirstWithHostNet: the node knows of no DNS of a cluster (legion-agent --cluster-dns), so the pod has the node's, as with Default")

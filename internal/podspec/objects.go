@@ -97,6 +97,7 @@ func References(pod *v1.Pod) []Ref {
 	}
 	env(pod.Spec.InitContainers)
 	env(pod.Spec.Containers)
+	env(Ephemeral(pod))
 	out := slices.Collect(maps.Keys(found))
 	slices.SortFunc(out, func(a, b Ref) int {
 		if a.Kind != b.Kind {

@@ -95,7 +95,7 @@ func (c *compiler) contain(ctr *v1.Container, s *service.Service) {
 	}
 	refusal := ocispec.Contain(s, ocispec.Input{
 		Pod: c.pod, Container: ctr, Image: image, Runtime: c.node.OCI, Node: c.node.Name, Domain: c.node.domain(), Seccomp: c.profile(ctr),
-		PodDir: filepath.Join(c.node.PodDir, string(c.pod.UID)),
+		PodDir: filepath.Join(c.node.PodDir, string(c.pod.UID)), Target: c.target,
 	})
 	switch {
 	case refusal == nil:

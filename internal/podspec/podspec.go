@@ -95,6 +95,9 @@ type Report struct {
 	Remarks []string `json:",omitempty"`
 	// Blocked is empty where the group can run.
 	Blocked []Blocked
+	// Ephemeral are the ephemeral containers that cannot run; they hold back
+	// nothing but themselves.
+	Ephemeral []Blocked `json:",omitempty"`
 	// Images are what the containers run, by their names.
 	Images map[string]string `json:",omitempty"`
 }
@@ -116,6 +119,16 @@ func Containers(pod *v1.Pod) []*v1.Container {
 	}
 	for i := range pod.Spec.Containers {
 		out = append(out, &pod.Spec.Containers[i])
+	}
+	return out
+}
+
+// Ephemeral are the ephemeral containers of a pod. They have fewer fields than
+// others, but what they have is the same.
+func Ephemeral(pod *v1.Pod) []v1.Container {
+	out := make([]v1.Container, 0, len(pod.Spec.EphemeralContainers))
+	for i := range pod.Spec.EphemeralContainers {
+		out = append(out, v1.Container(pod.Spec.EphemeralContainers[i].EphemeralContainerCommon))
 	}
 	return out
 }
@@ -158,6 +171,7 @@ func Compile(pod *v1.Pod, node Node, objects Objects) (service.Group, Report) {
 		}
 		g.Services = append(g.Services, s)
 	}
+	g.Services = append(g.Services, c.ephemeral(init)...)
 	c.holdPIDs(&g)
 	for _, path := range c.report.NotHonoured {
 		g.Warnings = append(g.Warnings, service.Warning{Text: path + " is not honoured yet"})
@@ -207,6 +221,8 @@ type compiler struct {
 	report  Report
 	// sources are where the pod's volumes lie, by name.
 	sources map[string]*service.Mount
+	// target is the container whose processes an ephemeral one is to see.
+	target string
 }
 
 func (c *compiler) block(container, reason, format string, args ...any) {

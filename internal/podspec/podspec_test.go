@@ -300,3 +300,41 @@ func TestReferences(t *testing.T) {
 }
 
 func namedPort(name string) intstr.IntOrString { return intstr.FromString(name) }
+
+// TestEphemeral: an ephemeral container is started beside the others, in the PID
+// namespace of the one that it is to look at; what it lacks is its own matter.
+func TestEphemeral(t *testing.T) {
+	class := OCIRuntime
+	ctr := func(name, image string) v1.EphemeralContainerCommon {
+		return v1.EphemeralContainerCommon{Name: name, Image: image, Command: []string{"/x"}}
+	}
+	pod := &v1.Pod{Spec: v1.PodSpec{
+		RuntimeClassName: &class, InitContainers: []v1.Container{v1.Container(ctr("init", "i"))}, Containers: []v1.Container{v1.Container(ctr("main", "i"))},
+		EphemeralContainers: []v1.EphemeralContainer{
+			{EphemeralContainerCommon: ctr("alone", "i")},
+			{EphemeralContainerCommon: ctr("lacking", "other")},
+			{EphemeralContainerCommon: ctr("beside", "i"), TargetContainerName: "main"},
+		},
+	}}
+	pod.Spec.EphemeralContainers[0].EnvFrom = []v1.EnvFromSource{{SecretRef: &v1.SecretEnvSource{LocalObjectReference: v1.LocalObjectReference{Name: "s"}}}}
+	n := node
+	n.OCI, n.Images = &ocispec.Runtime{Program: "/usr/sbin/runc", State: "/run/oci"}, map[string]Pulled{"i": {Image: &ocispec.Image{ID: "sha256:1"}}, "other": {Reason: "ErrImagePull", Message: "no"}}
+	g, report := Compile(pod, n, objects)
+	if len(report.Blocked)+len(report.NotHonoured) > 0 || fmt.Sprint(report.Ephemeral) != "[{lacking ErrImagePull no}]" {
+		t.Errorf("%+v", report)
+	}
+	var got []string
+	for _, s := range g.Services {
+		got = append(got, fmt.Sprintf("%s:%d:%v:%s", s.Name, s.Stage, s.Ephemeral, s.Exec.Container.PIDs))
+	}
+	if text, want := strings.Join(got, " "), "init:1:false: main:2:false: alone:2:true: beside:2:true:main"; text != want {
+		t.Errorf("%s, want %s", text, want)
+	}
+	if refs := References(pod); len(refs) != 1 || refs[0] != (Ref{Secret, "s"}) {
+		t.Errorf("it refers to %v", refs)
+	}
+	pod.Spec.ShareProcessNamespace = new(true)
+	if g, _ := Compile(pod, n, objects); g.Services[len(g.Services)-1].Exec.Container.PIDs != ocispec.Holder {
+		t.Errorf("of a pod with one PID namespace: %+v", g.Services[len(g.Services)-1])
+	}
+}

@@ -38,7 +38,11 @@ var unless = []struct{ capability, calls string }{
 // Profiles are the seccomp profiles of the node that a pod names.
 func Profiles(pod *v1.Pod) []string {
 	var out []string
-	for _, ctr := range Containers(pod) {
+	all := Containers(pod)
+	for _, ctr := range Ephemeral(pod) {
+		all = append(all, &ctr)
+	}
+	for _, ctr := range all {
 		if p := ocispec.SeccompOf(pod, ctr); p != nil && p.LocalhostProfile != nil && !slices.Contains(out, *p.LocalhostProfile) {
 			out = append(out, *p.LocalhostProfile)
 		}

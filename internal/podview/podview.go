@@ -74,6 +74,7 @@ func Status(in Input) v1.PodStatus {
 			c.Ready = c.State.Terminated != nil && c.State.Terminated.ExitCode == 0
 		}
 	}
+	s.EphemeralContainerStatuses = ephemeral(in, prev.EphemeralContainerStatuses)
 	shorten(&s)
 	s.Phase = phase(in, prev.Phase, &s)
 	if in.Expired && prev.Phase != v1.PodSucceeded && prev.Phase != v1.PodFailed {
@@ -97,8 +98,8 @@ const mostMessages = 12 << 10
 
 // shorten gives each container the same part of that.
 func shorten(s *v1.PodStatus) {
-	most := mostMessages / max(1, len(s.InitContainerStatuses)+len(s.ContainerStatuses))
-	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+	most := mostMessages / max(1, len(s.InitContainerStatuses)+len(s.ContainerStatuses)+len(s.EphemeralContainerStatuses))
+	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range list {
 			for _, t := range [...]*v1.ContainerStateTerminated{list[i].State.Terminated, list[i].LastTerminationState.Terminated} {
 				if t != nil && len(t.Message) > most {
@@ -111,7 +112,7 @@ func shorten(s *v1.PodStatus) {
 
 // expire: the pod has failed once nothing of it runs any more.
 func expire(s *v1.PodStatus, before v1.PodPhase) {
-	for _, c := range slices.Concat(s.InitContainerStatuses, s.ContainerStatuses) {
+	for _, c := range slices.Concat(s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses) {
 		if c.State.Running != nil {
 			s.Phase = before
 			return

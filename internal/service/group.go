@@ -165,6 +165,10 @@ type Service struct {
 	// has ended well), and stop before them. When the last stage has come to
 	// its end by itself, the others are stopped.
 	Stage int `json:"stage,omitempty"`
+	// Ephemeral: it may be added to a group that runs, is started then, and
+	// never again. It is no part of what is started with the group or of
+	// whether the group is up; it is stopped with it.
+	Ephemeral bool `json:"ephemeral,omitempty"`
 
 	StartPre  []Command `json:"startPre,omitempty"`
 	Start     []Command `json:"start,omitempty"` // more than one only for Oneshot

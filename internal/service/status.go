@@ -98,6 +98,8 @@ type Status struct {
 	// Ready: started as its Type says and, where it has a readiness probe,
 	// the probe succeeds.
 	Ready bool `json:"ready"`
+	// Ephemeral is that of Service.
+	Ephemeral bool `json:"ephemeral,omitempty"`
 	// Held: its start waits for other services of the group (Service.Stage).
 	Held bool `json:"held,omitempty"`
 	// Started: the startup probe (if any) has succeeded.

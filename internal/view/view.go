@@ -59,6 +59,9 @@ func Group(st service.GroupStatus) (active, sub string) {
 	}
 	best := len(rank)
 	for _, s := range st.Services {
+		if s.Ephemeral {
+			continue
+		}
 		a := ActiveState(s.State)
 		for i, r := range rank {
 			if r == a && i < best {

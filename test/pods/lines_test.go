@@ -26,7 +26,7 @@ func lines(p *corev1.Pod) []string {
 	for _, c := range s.Conditions {
 		out = append(out, words(string(c.Type), string(c.Status), c.Reason, c.Message))
 	}
-	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range list {
 			out = append(out, containerLines(&list[i])...)
 		}

@@ -243,7 +243,7 @@ func (s *script) report(pod string) string {
 		return "nothing was seen of pod " + pod
 	}
 	fmt.Fprintf(&b, "last seen of pod %s:\n\t%s\n", pod, strings.Join(lines(p), "\n\t"))
-	for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+	for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
 		for _, c := range list {
 			text, err := s.log(context.Background(), pod, c.Name, false, nil)
 			if len(text) > 60 {
