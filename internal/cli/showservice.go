@@ -62,7 +62,7 @@ func serviceProperties(g *hostapi.Group) []property {
 	}{
 		{"ExecCondition", slices.DeleteFunc(slices.Clone(svc.StartPre), func(c service.Command) bool { return !c.Condition })},
 		{"ExecStartPre", slices.DeleteFunc(slices.Clone(svc.StartPre), func(c service.Command) bool { return c.Condition })},
-		{"ExecStart", svc.Start},
+		{"ExecStart", slices.DeleteFunc(slices.Clone(svc.Start), func(c service.Command) bool { return c.Listen })},
 		{"ExecStartPost", svc.StartPost},
 		{"ExecReload", svc.Reload},
 		{"ExecStop", svc.Stop},

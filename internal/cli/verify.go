@@ -98,7 +98,7 @@ func executables(g service.Group) []service.Warning {
 		for _, list := range [][]service.Command{svc.StartPre, svc.Start, svc.StartPost, svc.Reload, svc.Stop, svc.StopPost} {
 			for _, c := range list {
 				// A bare name is looked for where this command would find it.
-				if !executable(c.Path, svc.Exec.SearchPath) {
+				if !c.Listen && !executable(c.Path, svc.Exec.SearchPath) {
 					missing[c.Path] = true
 				}
 			}

@@ -48,6 +48,7 @@ func (h *Host) transition(u *unit, t machine.Transition, now time.Time) {
 	}
 	u.leaveHook(t.To)
 	h.seen(u.g, t)
+	h.closes(u, t.To)
 	h.jobSees(u, t)
 	if way := u.spec.Restart.Way; t.To == service.AutoRestart && (way == service.RestartNormal || way == service.RestartDebug) {
 		h.restarts(u, t.Result)
@@ -67,8 +68,12 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		service.StartPre: u.spec.StartPre, service.Start: u.spec.Start, service.StartPost: u.spec.StartPost,
 		service.Reload: u.spec.Reload, service.Stop: u.spec.Stop, service.StopPost: u.spec.StopPost,
 	}[e.Kind]
-	if c := list[e.Index]; c.HTTP != nil {
+	switch c := list[e.Index]; {
+	case c.HTTP != nil:
 		h.ask(u, e, c)
+		return
+	case c.Listen:
+		h.open(u, e)
 		return
 	}
 	spec := u.spec // which a new definition replaces and does not change

@@ -214,8 +214,10 @@ func (h *Host) launch(g *group) {
 	case startJob, restartJob:
 		h.launchStart(g)
 	case stopJob:
-		g.up = false
-		h.lower(g)
+		if len(g.services) == 0 {
+			g.up = false
+			h.lower(g)
+		}
 		ev := machine.Event{Kind: machine.StopAsked, By: j.by, Grace: j.grace}
 		if g.staged() {
 			for _, u := range g.services {

@@ -458,6 +458,7 @@ func (h *Host) redefine(units []service.Group, problems []service.Warning) hosta
 			if g.timer != nil {
 				h.planTimer(g)
 			}
+			g.gotCommands()
 			res.Changed = append(res.Changed, spec.Name)
 		default:
 			continue

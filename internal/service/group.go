@@ -16,7 +16,8 @@ type Group struct {
 	// Services run in parallel once the group starts.
 	Services []Service `json:"services,omitempty"`
 	// Timer, Path and Socket, of which one at most is set, make the group one
-	// that starts another; it then has no services.
+	// that starts another; it then has no services, but for a socket with
+	// commands: one, whose start is that it listens.
 	Timer  *Timer  `json:"timer,omitempty"`
 	Path   *Path   `json:"path,omitempty"`
 	Socket *Socket `json:"socket,omitempty"`
@@ -248,6 +249,8 @@ type Command struct {
 	// HTTP, where not nil, is a request that is made in place of a process, as
 	// a container's hook may be; Path names it in messages.
 	HTTP *HTTPProbe `json:"http,omitempty"`
+	// Listen, in place of a process: the sockets of the group are opened.
+	Listen bool `json:"listen,omitempty"`
 	// IgnoreFailure is the prefix "-".
 	IgnoreFailure bool `json:"ignoreFailure,omitempty"`
 	// NoExpand is the prefix ":": no environment variable substitution.

@@ -73,7 +73,11 @@ var socketRows = []row{
 	{names: "PollLimitIntervalSec", set: pollInterval},
 	{names: "PollLimitBurst", set: pollBurst},
 	{names: "ListenNetlink ListenSpecial ListenMessageQueue ListenUSBFunction", reason: "sockets of this kind are not opened; a unit that has no other does not load"},
-	{names: "ExecStartPre ExecStartPost ExecStopPre ExecStopPost TimeoutSec", reason: "a socket runs no commands"},
+	{names: "ExecStartPre", set: commands(func(s *service.Service) *[]service.Command { return &s.StartPre })},
+	{names: "ExecStartPost", set: commands(func(s *service.Service) *[]service.Command { return &s.StartPost })},
+	{names: "ExecStopPre", set: commands(func(s *service.Service) *[]service.Command { return &s.Stop })},
+	{names: "ExecStopPost", set: commands(func(s *service.Service) *[]service.Command { return &s.StopPost })},
+	{names: "TimeoutSec", set: timeoutBoth},
 	{names: "PassSecurity PassPacketInfo PassPIDFD PassFileDescriptorsToExec AcceptFileDescriptors Timestamping SELinuxContextFromNet SmackLabel SmackLabelIPIn SmackLabelIPOut", reason: "the option of the socket is left at its default"},
 	{names: "KeepAliveTimeSec KeepAliveIntervalSec KeepAliveProbes DeferAcceptSec DeferTrigger DeferTriggerMaxSec Priority Mark IPTOS IPTTL ReceiveBuffer SendBuffer PipeSize MessageQueueMaxMessages MessageQueueMessageSize TCPCongestion Transparent BindToDevice SocketProtocol", reason: "the option of the socket is left at its default"},
 	{names: "FlushPending Writable USBFunctionDescriptors USBFunctionStrings", reason: "it belongs to kinds of socket, or to a case, that Legion does not have"},
@@ -290,6 +294,12 @@ func (c *compiler) finishSocket(stem string) error {
 	}
 	if !s.Accept {
 		c.startsBefore(s.Unit)
+	}
+	if x := &c.svc; len(x.StartPre)+len(x.StartPost)+len(x.Stop)+len(x.StopPost) > 0 {
+		x.Type, x.RemainAfterExit = service.Oneshot, true
+		x.Start = []service.Command{{Path: "listen", Argv: []string{"listen"}, Listen: true}}
+		x.TimeoutAbort = x.TimeoutStop
+		c.group.Services = []service.Service{*x}
 	}
 	return nil
 }

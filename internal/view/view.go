@@ -42,7 +42,8 @@ var rank = []string{Failed, Deactivating, Activating, Reloading, Active, Inactiv
 // the one most in want of attention. A target has no services; it is active
 // when it is wanted.
 func Group(st service.GroupStatus) (active, sub string) {
-	if t := st.Trigger; t != nil {
+	// What has commands is as they are, until it listens.
+	if t := st.Trigger; t != nil && (len(st.Services) == 0 || st.Services[0].State == service.Exited) {
 		switch t.State {
 		case service.TriggerDead:
 			return Inactive, string(t.State)
