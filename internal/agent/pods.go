@@ -115,6 +115,9 @@ func (p *pods) next(then time.Time) time.Time {
 		earliest(r.tokens.next())
 		earliest(r.deadline())
 		earliest(r.lookAgain)
+		if !r.measuring && p.limited(r) {
+			earliest(r.measureAt)
+		}
 		for _, w := range r.images {
 			earliest(w.next())
 		}
@@ -317,6 +320,7 @@ func (p *pods) step(ctx context.Context, r *record, now time.Time) {
 		p.compileAgain(r, now)
 		p.fetch(r, now)
 		p.write(p.life, r, now)
+		p.measure(r, now)
 		r.observe(p.node.IP, now)
 		if r.toHost.free(now) {
 			if a := r.hostAction(p.listed); a != none && !(a == putGroup && r.unwritten()) {
@@ -342,6 +346,9 @@ func (p *pods) step(ctx context.Context, r *record, now time.Time) {
 func (p *pods) askHost(ctx context.Context, r *record, a action) {
 	r.toHost.busy = true
 	name, grace := podspec.GroupName(r.uid), r.grace
+	if r.evicted != "" {
+		grace = time.Second // as short as it gets
+	}
 	var call func() error
 	switch a {
 	case putGroup:

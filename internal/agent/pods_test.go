@@ -41,6 +41,8 @@ type stage struct {
 	full   error
 	left   []types.UID
 	tokens tokens
+	// usage is how much directories take.
+	usage map[string]int64
 	// refuse is what the host says to a Put, fail what the server says, and
 	// deafTo what it says to events.
 	refuse, fail, deafTo error
@@ -191,6 +193,16 @@ func (s *stage) Remove(uid types.UID) error {
 		s.note("clear %s", uid)
 	}
 	return nil
+}
+
+func (s *stage) Usage(_ context.Context, dirs []string) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sum := int64(0)
+	for _, dir := range dirs {
+		sum += s.usage[dir]
+	}
+	return sum, nil
 }
 
 func (s *stage) Left() []types.UID { return s.left }

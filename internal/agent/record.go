@@ -53,6 +53,11 @@ type record struct {
 	// expired: the pod's activeDeadlineSeconds are over; halted: the host was
 	// asked to stop the group, because the pod has come to its end.
 	expired, halted bool
+	// evicted is why the pod was evicted, empty if it was not; measuring that it
+	// is being looked how much of the disk it takes, measureAt when that is next.
+	evicted   string
+	measuring bool
+	measureAt time.Time
 	// deleted: the host was asked to remove the group within deletedGrace.
 	deleted      bool
 	deletedGrace time.Duration
@@ -170,7 +175,7 @@ func (r *record) finished() bool {
 }
 
 // done: nothing of the pod is to run any more.
-func (r *record) done() bool { return r.expired || r.finished() }
+func (r *record) done() bool { return r.expired || r.evicted != "" || r.finished() }
 
 func (r *record) alive() bool {
 	if r.host == nil {
@@ -224,7 +229,7 @@ func (r *record) observe(nodeIP string, now time.Time) {
 	}
 	in := podview.Input{
 		Pod: r.pod, Previous: prev, Group: r.host, Gone: r.gone, Lost: r.lost,
-		Report: report, Refusal: r.refusal, NodeIP: nodeIP, Now: now, Expired: r.expired,
+		Report: report, Refusal: r.refusal, NodeIP: nodeIP, Now: now, Expired: r.expired, Evicted: r.evicted,
 	}
 	status := podview.Status(in)
 	r.status = &status

@@ -24,6 +24,8 @@ type files interface {
 	Write(ctx context.Context, pod *v1.Pod, volumes []podspec.Volume, held tokens) (tokens, error)
 	// Remove removes all that a pod had on the disk.
 	Remove(uid types.UID) error
+	// Usage is how much of the disk directories take, in bytes.
+	Usage(ctx context.Context, dirs []string) (int64, error)
 	// Left lists the pods that have something on the disk.
 	Left() []types.UID
 }

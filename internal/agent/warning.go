@@ -24,6 +24,7 @@ type warning struct {
 const (
 	ofPod     = "pod"
 	ofSecrets = "secrets"
+	ofDisk    = "disk"
 )
 
 // warnings are what a person must be told of the pod now.
@@ -34,6 +35,9 @@ func (r *record) warnings() []warning {
 			ofSecrets, "FailedToRetrieveImagePullSecret",
 			fmt.Sprintf("Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", strings.Join(r.missingSecrets, ", ")),
 		})
+	}
+	if r.evicted != "" {
+		out = append(out, warning{ofDisk, "Evicted", r.evicted})
 	}
 	if reason, message := r.trouble(); message != "" {
 		out = append(out, warning{ofPod, reason, message})

@@ -64,7 +64,7 @@ var Fields = []Field{
 	{"spec.volumes[].hostPath.type", AsRoot, "every type, checked at each start; without one a directory is made where there is nothing"},
 	{"spec.volumes[].image", AsRoot, "reference and pullPolicy, with the pod's imagePullSecrets: pulled when the pod begins, mounted read-only, and nothing of it can be executed; subPath. A tag that comes to mean another image counts for the next pod. What mounts one that is not to be had waits with ErrImagePull, ImagePullBackOff, ErrImageNeverPull or InvalidImageName"},
 	{"spec.volumes[].emptyDir.medium", AsRoot, "Memory; huge pages not yet"},
-	{"spec.volumes[].emptyDir.sizeLimit", Partly, "of medium Memory"},
+	{"spec.volumes[].emptyDir.sizeLimit", AsRoot, "of medium Memory its size; on the disk it is looked every 10 s, and a pod that takes more is Evicted"},
 	{"spec.volumes[].projected.sources[]", Partly, "configMap, secret, downwardAPI, serviceAccountToken (bound to the pod, renewed after four fifths of its life)"},
 
 	{"spec.containers[].image, imagePullPolicy", NoMeaning, "the programs are the host's"},
@@ -73,7 +73,7 @@ var Fields = []Field{
 	{"spec.containers[].env[].valueFrom.fileKeyRef", Nowhere, "the container waits, unless it is optional"},
 	{"spec.containers[].envFrom[]", Everywhere, "a container that waits for an object starts as soon as it is there; a changed one counts from the next start"},
 	{"spec.containers[].resources.requests", Everywhere, "for placement and, as root, oom_score_adj and the weight of the pod and the container for the processor; a pod without requests has the least"},
-	{"spec.containers[].resources.limits", Partly, "as root: cpu and memory (without swap), by cgroup of version 2 or 1; the end for want of memory is `OOMKilled`. Others, such as ephemeral-storage, have no effect. What the machine's cgroups cannot keep is in the condition, too"},
+	{"spec.containers[].resources.limits", Partly, "as root: cpu and memory (without swap), by cgroup of version 2 or 1; the end for want of memory is `OOMKilled`. ephemeral-storage is of logs and, of a container of an image, what it writes outside of volumes, of all containers also emptyDirs: looked at every 10 s, and a pod that takes more is Evicted. Others have no effect. What the machine's cgroups cannot keep is in the condition, too"},
 	{"spec.containers[].resources.claims", Nowhere, ""},
 	{"spec.containers[].restartPolicy", Everywhere, "before the pod's"},
 	{"spec.containers[].restartPolicyRules", Partly, "action Restart; RestartAllContainers restarts the container alone"},

@@ -91,5 +91,5 @@ func shares(cpu *resource.Quantity) uint64 {
 
 // boundable says whether a limit can be kept.
 func boundable(name v1.ResourceName) bool {
-	return name == v1.ResourceCPU || name == v1.ResourceMemory
+	return name == v1.ResourceCPU || name == v1.ResourceMemory || name == v1.ResourceEphemeralStorage
 }

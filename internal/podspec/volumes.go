@@ -277,9 +277,6 @@ func (c *compiler) emptyDir(e *v1.EmptyDirVolumeSource, m *service.Mount, at str
 	}
 	switch e.Medium {
 	case v1.StorageMediumDefault:
-		if e.SizeLimit != nil && !e.SizeLimit.IsZero() {
-			c.miss("%s.emptyDir.sizeLimit", at)
-		}
 	case v1.StorageMediumMemory:
 		m.Tmpfs = true
 		if e.SizeLimit != nil {

@@ -47,6 +47,8 @@ type Input struct {
 	NodeIP  string
 	// Expired: the pod has run for its activeDeadlineSeconds.
 	Expired bool
+	// Evicted is why the pod may run no more, empty if it may.
+	Evicted string
 	Now     time.Time
 }
 
@@ -77,8 +79,12 @@ func Status(in Input) v1.PodStatus {
 	s.EphemeralContainerStatuses = ephemeral(in, prev.EphemeralContainerStatuses)
 	shorten(&s)
 	s.Phase = phase(in, prev.Phase, &s)
-	if in.Expired && prev.Phase != v1.PodSucceeded && prev.Phase != v1.PodFailed {
-		expire(&s, prev.Phase)
+	switch {
+	case prev.Phase == v1.PodSucceeded || prev.Phase == v1.PodFailed:
+	case in.Evicted != "":
+		end(&s, prev.Phase, "Evicted", in.Evicted)
+	case in.Expired:
+		end(&s, prev.Phase, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
 	}
 	conditions(in, &s)
 	if newRun(prev, &s) {
@@ -110,8 +116,8 @@ func shorten(s *v1.PodStatus) {
 	}
 }
 
-// expire: the pod has failed once nothing of it runs any more.
-func expire(s *v1.PodStatus, before v1.PodPhase) {
+// end: the pod has failed once nothing of it runs any more.
+func end(s *v1.PodStatus, before v1.PodPhase, reason, message string) {
 	for _, c := range slices.Concat(s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses) {
 		if c.State.Running != nil {
 			s.Phase = before
@@ -119,7 +125,7 @@ func expire(s *v1.PodStatus, before v1.PodPhase) {
 		}
 	}
 	s.Phase = v1.PodFailed
-	s.Reason, s.Message = "DeadlineExceeded", "Pod was active on the node longer than the specified deadline"
+	s.Reason, s.Message = reason, message
 }
 
 // newRun: a container runs that is not the one shown before.

@@ -40,6 +40,7 @@ var steps = map[string]func(args []string) error{
 	"eat":    func([]string) error { return eat() },
 	"exists": func(args []string) error { _, err := os.Stat(args[0]); return err },
 	"absent": each(absent),
+	"fill":   fill,
 	"write":  func(args []string) error { return os.WriteFile(args[0], []byte(args[1]), 0o644) },
 	"cat":    each(cat),
 	"tell":   func([]string) error { return tell() },
@@ -168,4 +169,13 @@ func say() {
 	out.ResolvConf = len(text)
 	line, _ := json.Marshal(out)
 	fmt.Printf("%s\n", line)
+}
+
+// fill writes so many zeros to a file.
+func fill(args []string) error {
+	n, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(args[0], make([]byte, n), 0o644)
 }
