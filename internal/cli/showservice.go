@@ -76,6 +76,7 @@ func serviceProperties(g *hostapi.Group) []property {
 		}
 	}
 	out = append(out, cgroupProperties(st)...)
+	out = append(out, limitProperties(svc.Resources)...)
 	x := svc.Exec
 	mode := string(svc.Kill.Mode)
 	if mode == "" {

@@ -151,7 +151,11 @@ func (c *systemctl) run(ctx context.Context, verb string) error {
 			return tooFew()
 		}
 		return c.edit(ctx, c.args, &c.file, c.editing)
-	case "set-property", "add-wants", "add-requires", "clean", "freeze", "thaw", "help", "cancel", "whoami", "mount-image", "switch-root", "rescue", "emergency", "suspend", "hibernate", "hybrid-sleep", "attach", "bind":
+	case "set-property":
+		return c.setProperty(ctx)
+	case "add-wants", "add-requires":
+		return c.addDependencies(ctx, verb)
+	case "clean", "freeze", "thaw", "help", "cancel", "whoami", "mount-image", "switch-root", "rescue", "emergency", "suspend", "hibernate", "hybrid-sleep", "attach", "bind":
 		return &Exit{exitFailure, fmt.Errorf("systemctl: %s is not supported by legion", verb)}
 	}
 	if slices.Contains(fileVerbs, verb) {
@@ -420,7 +424,10 @@ func (c *systemctl) isSystemRunning(ctx context.Context) error {
 func (c *systemctl) reloadManager(ctx context.Context) error {
 	client := c.client()
 	defer client.Close()
-	_, err := client.Reload(ctx)
+	res, err := client.Reload(ctx)
+	for _, w := range res.Circles {
+		fmt.Fprintln(c.Err, place(w))
+	}
 	return c.offline(err)
 }
 

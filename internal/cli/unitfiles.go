@@ -67,13 +67,8 @@ func (s *session) tree(ctx context.Context, f *fileFlags) *unitlink.Tree {
 			t.Paths[i] = abs
 		}
 	}
-	t.Config = t.Paths[0]
-	if slices.Contains(t.Paths, systemPaths[0]) {
-		t.Config = systemPaths[0]
-	}
-	if slices.Contains(t.Paths, systemPaths[1]) {
-		t.Runtime = systemPaths[1]
-	}
+	t.Config, t.Runtime = unitdir.Config(t.Paths)
+	t.Paths = unitdir.WithControl(t.Paths)
 	return t
 }
 

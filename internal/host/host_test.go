@@ -131,12 +131,16 @@ func (m *machineFake) Suspend()                                             { m.
 func (m *machineFake) Leads(pid int) bool                                   { return !slices.Contains(m.follows, pid) }
 func (m *machineFake) CleanUp(string, *service.Service, bool) error         { return nil }
 func (m *machineFake) Limit(string, *service.Limits) (enter, lost []string) { return nil, nil }
-func (m *machineFake) Without(*service.ExecContext) []string                { return nil }
-func (m *machineFake) Release(*service.Group) error                         { return nil }
-func (p *procFake) PID() int                                                { return p.pid }
-func (p *procFake) StartTicks() uint64                                      { return 1 }
-func (p *procFake) Close()                                                  {}
-func (p *procFake) Signal(n int) error                                      { p.m.signal(p.pid, n); return nil }
+func (m *machineFake) Relimit(path string, _, r *service.Limits) []string {
+	m.be(func() { m.say("limit %s to %+v", path, r.TasksMax) })
+	return []string{"lost"}
+}
+func (m *machineFake) Without(*service.ExecContext) []string { return nil }
+func (m *machineFake) Release(*service.Group) error          { return nil }
+func (p *procFake) PID() int                                 { return p.pid }
+func (p *procFake) StartTicks() uint64                       { return 1 }
+func (p *procFake) Close()                                   {}
+func (p *procFake) Signal(n int) error                       { p.m.signal(p.pid, n); return nil }
 
 func (m *machineFake) OOMKills(string) int {
 	m.mu.Lock()

@@ -147,6 +147,8 @@ type Cgroups interface {
 	// Limit bounds what a path may use. Processes of it have to enter the
 	// directories as well; lost is what cannot be bounded.
 	Limit(path string, r *service.Limits) (enter, lost []string)
+	// Relimit changes what a path may use while its processes run.
+	Relimit(path string, old, limits *service.Limits) (lost []string)
 	// OOMKills counts those of the path's that died for want of memory.
 	OOMKills(path string) int
 	Remove(path string) error

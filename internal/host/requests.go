@@ -454,7 +454,7 @@ func (h *Host) redefine(units []service.Group, problems []service.Warning) hosta
 			g.define(spec, time.Now())
 			res.Added = append(res.Added, spec.Name)
 		case !reflect.DeepEqual(g.spec, spec):
-			g.define(spec, time.Now())
+			h.redefineGroup(g, spec)
 			if g.timer != nil {
 				h.planTimer(g)
 			}
@@ -469,7 +469,7 @@ func (h *Host) redefine(units []service.Group, problems []service.Warning) hosta
 		if g.unit && g.demanded && !seen[g.spec.Name] {
 			if spec, err := h.o.Units.Find(g.spec.Name); err == nil {
 				if !reflect.DeepEqual(g.spec, spec) {
-					g.define(spec, time.Now())
+					h.redefineGroup(g, spec)
 					res.Changed = append(res.Changed, spec.Name)
 					h.dirty[spec.Name] = struct{}{}
 				}
@@ -484,10 +484,14 @@ func (h *Host) redefine(units []service.Group, problems []service.Warning) hosta
 			}
 			h.dirty[g.spec.Name] = struct{}{}
 			res.Removed = append(res.Removed, g.spec.Name)
+			if g.job == nil && g.idle() {
+				h.forget(g) // its orders count no more
+			}
 		}
 	}
 	h.graph = nil // where somebody has asked for it before all was read
-	res.Errors = slices.Concat(problems, h.relations().problems)
+	res.Circles = h.relations().problems
+	res.Errors = slices.Concat(problems, res.Circles)
 	return res
 }
 

@@ -104,6 +104,8 @@ type ReloadResult struct {
 	Changed []string          `json:"changed,omitempty"`
 	Removed []string          `json:"removed,omitempty"`
 	Errors  []service.Warning `json:"errors,omitempty"`
+	// Circles are those of Errors that are orders which run in a circle.
+	Circles []service.Warning `json:"circles,omitempty"`
 }
 
 // Explanation says on one screen why a group is in its state.

@@ -3,12 +3,20 @@ package unitfile
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"legion.dev/legion/internal/service"
 )
 
 // The setters of systemd.resource-control(5).
+
+// OfResources says whether a directive is one of those that are honoured.
+func OfResources(directive string) bool {
+	return slices.ContainsFunc(resourceRows, func(r row) bool {
+		return r.set != nil && slices.Contains(strings.Fields(r.names), directive)
+	})
+}
 
 func resources(c *compiler) *service.Limits {
 	if c.svc.Resources == nil {

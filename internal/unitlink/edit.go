@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"legion.dev/legion/internal/unitdir"
 	"legion.dev/legion/internal/unitfile"
 )
 
@@ -97,9 +98,9 @@ func (t *Tree) Revert(names []string) ([]Change, error) {
 // own are the directories of the administrator.
 func (t *Tree) own() []string {
 	if t.Runtime == "" {
-		return []string{t.Config}
+		return []string{t.Config, unitdir.Control(t.Config)}
 	}
-	return []string{t.Config, t.Runtime}
+	return []string{t.Config, unitdir.Control(t.Config), t.Runtime, unitdir.Control(t.Runtime)}
 }
 
 // overrides are the files in one directory that change a unit, what is in a

@@ -127,6 +127,32 @@ func (t *Tree) enable(u *Unit, dir string, h How) ([]Change, error) {
 	return changes, nil
 }
 
+// AddTo links units into a directory of a target, which then wants or requires
+// them: kind is "wants" or "requires".
+func (t *Tree) AddTo(target, kind string, names []string, h How) (changes []Change, err error) {
+	dir, err := t.dir(h)
+	if err != nil {
+		return nil, err
+	}
+	defer t.forget()
+	if _, err := t.Find(target); err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		u, err := t.Find(name)
+		switch {
+		case err != nil:
+			return changes, err
+		case u.Masked != "":
+			return changes, fmt.Errorf("unit file %s %w", filepath.Join(u.Masked, u.Name), ErrMasked)
+		}
+		if err := t.link(filepath.Join(dir, target+"."+kind, name), u.Path, true, &changes); err != nil {
+			return changes, err
+		}
+	}
+	return changes, nil
+}
+
 // link makes a link from path to target unless it is there.
 func (t *Tree) link(path, target string, force bool, changes *[]Change) error {
 	full := t.at(path)

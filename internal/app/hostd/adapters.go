@@ -150,6 +150,10 @@ func (c tracker) Of(pid int, paths []string) (string, bool) { return c.t.Of(pid,
 
 func (c tracker) OOMKills(path string) int { return c.t.OOMKills(path) }
 
+func (c tracker) Relimit(path string, old, limits *service.Limits) (lost []string) {
+	return c.t.Relimit(path, old, limits)
+}
+
 func (c tracker) Limit(path string, r *service.Limits) (enter, lost []string) {
 	return c.t.Limit(path, r)
 }
@@ -243,7 +247,7 @@ func (u units) options() unitdir.Options {
 }
 
 func (u units) Find(name string) (service.Group, error) {
-	return unitdir.Find(u.path, name, u.options())
+	return unitdir.Find(unitdir.WithControl(u.path), name, u.options())
 }
 
 func (u units) Load() ([]service.Group, []service.Warning) {
@@ -252,7 +256,7 @@ func (u units) Load() ([]service.Group, []service.Warning) {
 	}
 	busy()
 	o := u.options()
-	groups, problems := unitdir.Load(u.path, o)
+	groups, problems := unitdir.Load(unitdir.WithControl(u.path), o)
 	say := func(level slog.Level, w service.Warning) {
 		if _, before := u.said.LoadOrStore(w, true); !before {
 			u.log.Log(context.Background(), level, w.Text, "file", w.File, "line", w.Line)

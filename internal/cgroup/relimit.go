@@ -1,0 +1,73 @@
+package cgroup
+
+import (
+	"cmp"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"legion.dev/legion/internal/service"
+)
+
+// unlimited is what the files of settings hold where nothing is set.
+var unlimited = map[string]string{
+	"memory.min": "0", "memory.low": "0", "memory.high": "max", "memory.max": "max", "memory.swap.max": "max",
+	"memory.limit_in_bytes": "-1", "memory.memsw.limit_in_bytes": "-1", "pids.max": "max",
+	"cpu.max": "max", "cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000", "cpu.weight": "100", "cpu.shares": "1024", "cpu.idle": "0",
+	"io.weight": "default 100", "blkio.bfq.weight": "100", "cpuset.cpus": "", "cpuset.mems": "",
+}
+
+// Relimit changes what the processes of a path may use while they run. lost is
+// as of Limit.
+func (t *Tree) Relimit(path string, old, limits *service.Limits) (lost []string) {
+	if t.root == "" {
+		return nil
+	}
+	if old != nil {
+		t.lift(path, old, cmp.Or(limits, &service.Limits{}))
+	}
+	enter, lost := t.Limit(path, limits)
+	pids, err := t.Pids(path)
+	if err != nil {
+		return append(lost, err.Error())
+	}
+	for _, dir := range enter {
+		for _, pid := range pids {
+			// What has ended meanwhile need not be moved.
+			if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); ignoreGone(err) != nil {
+				lost = append(lost, err.Error())
+			}
+		}
+	}
+	return lost
+}
+
+// lift undoes the settings that are not made any more.
+func (t *Tree) lift(path string, old, limits *service.Limits) {
+	kept := settings(limits)
+	// In version 1, memory and swap together may never be less than memory.
+	for _, s := range slices.Backward(settings(old)) {
+		if slices.ContainsFunc(kept, func(k setting) bool { return k.directive == s.directive }) {
+			continue
+		}
+		if v, ok := unlimited[s.v2[0]]; ok && t.write2(path, s.v2[0], v) {
+			continue
+		}
+		if root, err := t.root1(strings.Replace(s.controller, "io", "blkio", 1)); err == nil && s.v1[0] != "" {
+			dir := filepath.Join(root, strings.TrimPrefix(t.Dir(path), t.root))
+			_ = os.WriteFile(filepath.Join(dir, s.v1[0]), []byte(unlimited[s.v1[0]]), 0)
+		}
+	}
+}
+
+// write2 reports whether the file of version 2 is there.
+func (t *Tree) write2(path, file, value string) bool {
+	full := filepath.Join(t.Dir(path), file)
+	if _, err := os.Stat(full); err != nil {
+		return false
+	}
+	_ = os.WriteFile(full, []byte(value), 0)
+	return true
+}
