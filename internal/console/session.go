@@ -65,14 +65,17 @@ func (s *session) offer(data []byte) {
 	}
 }
 
-// write sends what it is given until the client leaves or takes nothing, or
-// that was all.
+// write tells the client that it is attached, and sends what it is given until
+// the client leaves or takes nothing, or that was all.
 func (s *session) write() {
 	defer s.leave()
 	out := json.NewEncoder(s.conn)
 	send := func(m hostapi.AttachOutput) bool {
 		_ = s.conn.SetWriteDeadline(time.Now().Add(patience))
 		return out.Encode(m) == nil
+	}
+	if !send(hostapi.AttachOutput{Attached: true}) {
+		return
 	}
 	for {
 		select {

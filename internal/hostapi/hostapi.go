@@ -177,8 +177,9 @@ const AttachProtocol = "legion-attach"
 
 // AttachRequest asks for the standard input or the terminal of a service that
 // has one (service.Console). The answer is 101. Then the client sends lines of
-// AttachInput and the host lines of AttachOutput, until the client closes the
-// connection or the run is over. What a service without a terminal writes is in
+// AttachInput and the host lines of AttachOutput, of which the first says that
+// the client is attached, until the client closes the connection or the run is
+// over. What a service without a terminal writes is in
 // its log alone.
 type AttachRequest struct {
 	// Service names one service of the group; empty is the only one.
@@ -197,13 +198,15 @@ type AttachInput struct {
 	Close   bool   `json:"close,omitempty"`
 }
 
-// AttachOutput is one line from the host: what came from the terminal, that the
-// run is over, or why there is nothing to attach to. A connection that ends
-// without one of the latter was lost.
+// AttachOutput is one line from the host: that whatever comes from now on is
+// sent, what came from the terminal, that the run is over, or why there is
+// nothing to attach to. A connection that ends without one of the latter two was
+// lost.
 type AttachOutput struct {
-	Data  []byte `json:"data,omitempty"`
-	Ended bool   `json:"ended,omitempty"`
-	Error *Error `json:"error,omitempty"`
+	Attached bool   `json:"attached,omitempty"`
+	Data     []byte `json:"data,omitempty"`
+	Ended    bool   `json:"ended,omitempty"`
+	Error    *Error `json:"error,omitempty"`
 }
 
 // Error is the body of a failed request.

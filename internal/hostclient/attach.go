@@ -24,7 +24,8 @@ type Attached struct {
 	out  *json.Encoder
 }
 
-// Attach attaches to a service until Close.
+// Attach attaches to a service until Close. Whatever comes from its terminal
+// after Attach has returned is there for CopyTo.
 func (c *Client) Attach(ctx context.Context, name string, r hostapi.AttachRequest) (*Attached, error) {
 	conn, err := c.dial(ctx)
 	if err != nil {
@@ -32,11 +33,26 @@ func (c *Client) Attach(ctx context.Context, name string, r hostapi.AttachReques
 	}
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(past) })()
 	in, err := c.upgrade(conn, name, "/attach", hostapi.AttachProtocol, r)
+	if err == nil {
+		err = joined(in)
+	}
 	if err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
 	return &Attached{conn: conn, in: in, out: json.NewEncoder(conn)}, nil
+}
+
+// joined waits until legiond passes on what comes.
+func joined(in *json.Decoder) error {
+	var m hostapi.AttachOutput
+	if err := in.Decode(&m); err != nil {
+		return errors.Join(ErrLost, err)
+	}
+	if m.Error != nil {
+		return m.Error
+	}
+	return nil
 }
 
 // Write sends input.
