@@ -207,10 +207,11 @@ func (h *Host) exitedEarly(pid int) {
 }
 
 // invocation names a run to the processes in it (INVOCATION_ID of
-// systemd.exec(5)); an adopting legiond knows them by it.
+// systemd.exec(5)); an adopting legiond knows them by it. Several may run on a
+// machine, each with a state directory of its own.
 func (h *Host) invocation(u *unit, run uint64) string {
 	if c := &u.called; c.id == "" || c.run != run {
-		sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%d", h.o.BootID, u.g.spec.Name, u.spec.Name, run))
+		sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%s\x00%d", h.o.BootID, h.o.StateDir, u.g.spec.Name, u.spec.Name, run))
 		c.run, c.id = run, hex.EncodeToString(sum[:16])
 	}
 	return u.called.id

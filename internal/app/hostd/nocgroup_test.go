@@ -35,3 +35,20 @@ func TestWithoutCgroups(t *testing.T) {
 		}
 	}
 }
+
+// TestTwoWithoutCgroups: a legiond that takes over what an earlier one has left
+// leaves alone what another one runs under the same name.
+func TestTwoWithoutCgroups(t *testing.T) {
+	t.Setenv("LEGION_TEST_CGROUP", "none")
+	units := map[string]string{"same.service": "[Service]\nRestart=always\nExecStart=/bin/sleep 1000\n"}
+	one, other := newDaemon(t, units), newDaemon(t, units)
+	one.must("same.service", "start")
+	other.must("same.service", "start")
+	before := other.running("same.service").Main
+	one.crash()
+	one.start()
+	one.must("same.service", "stop")
+	if now := other.running("same.service").Main; now.PID != before.PID || now.Number != before.Number {
+		t.Errorf("the other one's was %+v and is %+v", before, now)
+	}
+}
