@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/audit"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -51,8 +53,18 @@ func (b *briefly) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(request.WithUser(audit.WithAuditContext(ctx), who), directTime)
 	defer cancel()
 	w.Header().Set("Cache-Control", "no-cache, private")
-	b.handler.ServeHTTP(w, r.WithContext(ctx))
+	r = r.WithContext(ctx)
+	if r.Method == http.MethodPatch {
+		// Upstream would look for fields that it does not know, for warnings, which
+		// this way has not.
+		u := *r.URL
+		u.RawQuery = unknownFieldsIgnored
+		r.URL = &u
+	}
+	b.handler.ServeHTTP(w, r)
 }
+
+var unknownFieldsIgnored = url.Values{"fieldValidation": {metav1.FieldValidationIgnore}}.Encode()
 
 // deepen makes the stack of a new goroutine as large at once as a request needs
 // it (32 KiB). It would grow there in four steps else, each of which copies what
