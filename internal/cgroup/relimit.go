@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"cmp"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,4 +71,17 @@ func (t *Tree) write2(path, file, value string) bool {
 	}
 	_ = os.WriteFile(full, []byte(value), 0)
 	return true
+}
+
+// Freeze suspends every process of a path, or lets them go on. What the kernel
+// has not got to yet it does without being asked again.
+func (t *Tree) Freeze(path string, frozen bool) error {
+	if t.root == "" {
+		return errors.New("there are no cgroups of version 2")
+	}
+	err := os.WriteFile(filepath.Join(t.Dir(path), "cgroup.freeze"), []byte(map[bool]string{true: "1", false: "0"}[frozen]), 0)
+	if errors.Is(err, os.ErrNotExist) && t.exists(path) {
+		return errors.New("the kernel cannot freeze a cgroup")
+	}
+	return err
 }

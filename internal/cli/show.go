@@ -213,7 +213,7 @@ func unitProperties(t *unitlink.Tree, g *hostapi.Group, name string) []property 
 		property{"CanStart", yesNo(load == "loaded" && !g.Spec.RefuseManualStart)}, property{"CanStop", yesNo(load == "loaded" && !g.Spec.RefuseManualStop)},
 		property{"CanReload", yesNo(!target && canReload(g))}, property{"CanIsolate", yesNo(g.Spec.AllowIsolate)},
 		property{"RefuseManualStart", yesNo(g.Spec.RefuseManualStart)}, property{"RefuseManualStop", yesNo(g.Spec.RefuseManualStop)},
-		property{"NeedDaemonReload", "no"}, property{"Transient", yesNo(g.Spec.Annotations[transientKey] != "")},
+		property{"FreezerState", map[bool]string{true: "frozen", false: "running"}[g.Status.Frozen]}, property{"NeedDaemonReload", "no"}, property{"Transient", yesNo(g.Spec.Annotations[transientKey] != "")},
 		property{"StartLimitIntervalUSec", usec(g.Spec.StartLimit.Interval)}, property{"StartLimitBurst", strconv.Itoa(g.Spec.StartLimit.Burst)},
 	)
 }

@@ -34,7 +34,7 @@ type systemctl struct {
 	signal        string
 	whom          string
 	reboot        string
-	what          string
+	what          []string
 	// args are those behind the verb.
 	args []string
 }
@@ -78,7 +78,7 @@ func (c *systemctl) flags() *pflag.FlagSet {
 	f.Bool("fail", false, "--job-mode=fail")
 	f.Bool("ignore-dependencies", false, "--job-mode=ignore-dependencies")
 	f.StringVarP(&c.output, "output", "o", "", "json, or a form of journalctl's")
-	f.StringVar(&c.what, "what", "", "accepted")
+	f.StringSliceVar(&c.what, "what", nil, "what clean removes: configuration, state, cache, logs, runtime, fdstore, all (cache, runtime and fdstore)")
 	f.StringP("host", "H", "", "refused: ask there")
 	f.StringP("machine", "M", "", "refused: ask there")
 	f.String("message", "", "accepted")
@@ -155,7 +155,7 @@ func (c *systemctl) run(ctx context.Context, verb string) error {
 		return c.setProperty(ctx)
 	case "add-wants", "add-requires":
 		return c.addDependencies(ctx, verb)
-	case "clean", "freeze", "thaw", "help", "cancel", "whoami", "mount-image", "switch-root", "rescue", "emergency", "suspend", "hibernate", "hybrid-sleep", "attach", "bind":
+	case "help", "cancel", "whoami", "mount-image", "switch-root", "rescue", "emergency", "suspend", "hibernate", "hybrid-sleep", "attach", "bind":
 		return &Exit{exitFailure, fmt.Errorf("systemctl: %s is not supported by legion", verb)}
 	}
 	if slices.Contains(fileVerbs, verb) {
@@ -180,6 +180,8 @@ func (c *systemctl) manager(ctx context.Context, verb string) error {
 			return tooFew()
 		}
 		return c.offline(c.jobs(ctx, client, verb))
+	case "clean", "freeze", "thaw":
+		return c.offline(c.freezer(ctx, client, verb))
 	case "kill":
 		return c.offline(c.kill(ctx, client))
 	case "reset-failed":

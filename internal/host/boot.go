@@ -160,7 +160,7 @@ func (h *Host) bootWants(g *group) bool {
 func (h *Host) resume(g *group, r record) bool {
 	same := r.Boot == h.o.BootID
 	if same {
-		g.up = r.Up
+		g.up, g.frozen = r.Up, r.Frozen
 		if g.unit {
 			g.wanted, g.by = r.Wanted, r.By
 		}

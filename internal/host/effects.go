@@ -24,8 +24,10 @@ func (h *Host) carryOut(u *unit, e machine.Effect, now time.Time) {
 	case machine.Transition:
 		h.transition(u, e, now)
 	case machine.Spawn:
+		h.thawed(u.g)
 		h.spawn(u, e)
 	case machine.Signal:
+		h.thawed(u.g)
 		h.signal(u, e)
 	case machine.FindMain:
 		h.findMain(u, e)

@@ -57,6 +57,9 @@ func (h *Host) runningUnit(name, of, so string) (*unit, error) {
 	case h.reexec || h.closing():
 		return nil, failure("conflict", "ask again in a moment", "legiond is ending or being replaced, so %s: %s", so, name)
 	}
+	if g.frozen {
+		return nil, failure("conflict", "systemctl thaw "+name, "%s is frozen, so %s", name, so)
+	}
 	for _, u := range g.services {
 		if of != "" && u.spec.Name != of || of == "" && len(g.services) != 1 {
 			continue

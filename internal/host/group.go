@@ -46,6 +46,9 @@ type group struct {
 	// began and ended are the uptimes at which the group last left, and came
 	// back to, rest; zero for never.
 	began, ended time.Duration
+	// frozen: its processes are suspended; cleaning: its directories are being
+	// removed.
+	frozen, cleaning bool
 	// skipped is why the last start was skipped by a condition.
 	skipped string
 	history []hostapi.Transition
@@ -99,6 +102,7 @@ type record struct {
 	By        string                      `json:"by,omitempty"`
 	Deleting  bool                        `json:"deleting,omitempty"`
 	Up        bool                        `json:"up,omitempty"`
+	Frozen    bool                        `json:"frozen,omitempty"`
 	Timer     *timer.Instance             `json:"timer,omitempty"`
 	Waits     []string                    `json:"waits,omitempty"`
 	Instances map[string]machine.Instance `json:"instances,omitempty"`
@@ -212,7 +216,7 @@ func (g *group) idleBut(u *unit) bool {
 
 func (g *group) status(logs Logs, lost []string, without func(*service.ExecContext) []string) service.GroupStatus {
 	st := service.GroupStatus{
-		Name: g.spec.Name, Wanted: g.wanted, By: g.by, Deleting: g.deleting,
+		Name: g.spec.Name, Wanted: g.wanted, By: g.by, Deleting: g.deleting, Frozen: g.frozen,
 		Warnings: slices.Concat(g.spec.Warnings, g.failures),
 	}
 	if len(g.services) == 0 {

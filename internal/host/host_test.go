@@ -131,6 +131,17 @@ func (m *machineFake) Suspend()                                             { m.
 func (m *machineFake) Leads(pid int) bool                                   { return !slices.Contains(m.follows, pid) }
 func (m *machineFake) CleanUp(string, *service.Service, bool) error         { return nil }
 func (m *machineFake) Limit(string, *service.Limits) (enter, lost []string) { return nil, nil }
+func (m *machineFake) Freeze(path string, frozen bool) error {
+	m.be(func() { m.say("%s %s", map[bool]string{true: "freeze", false: "thaw"}[frozen], path) })
+	return nil
+}
+
+func (m *machineFake) Clean(c *service.ExecContext, what []string) error {
+	time.Sleep(time.Second) // virtual
+	m.be(func() { m.say("clean %s of %s", strings.Join(what, " "), c.State[0].Path) })
+	return nil
+}
+
 func (m *machineFake) Relimit(path string, _, r *service.Limits) []string {
 	m.be(func() { m.say("limit %s to %+v", path, r.TasksMax) })
 	return []string{"lost"}

@@ -22,6 +22,9 @@ func (h *Host) transaction(kind jobKind, name string, mode service.JobMode) (gra
 		return nil, err
 	}
 	for _, p := range plan {
+		if p.Kind != graph.Stop && h.groups[p.Group].cleaning {
+			return nil, fmt.Errorf("cannot %s %s: what %s has left is being removed", kind, name, p.Group)
+		}
 		old := h.groups[p.Group].job
 		if old == nil || (old.kind == stopJob) == (p.Kind == graph.Stop) {
 			continue

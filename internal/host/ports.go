@@ -43,6 +43,9 @@ type Processes interface {
 	// the group leaves behind, RemoveTmp its private /tmp and /var/tmp.
 	CleanUp(group string, s *service.Service, restarting bool) error
 	RemoveTmp(group, service string) error
+	// Clean removes the directories of a context: those of what, in the words
+	// of systemctl's --what=.
+	Clean(c *service.ExecContext, what []string) error
 	// Without names what of the context this machine cannot give.
 	Without(c *service.ExecContext) []string
 	// Release removes what the mounts of a group that has ended needed.
@@ -144,6 +147,9 @@ type Cgroups interface {
 	// Signal sends to every process but those in except.
 	Signal(path string, number int, except []int) error
 	Kill(path string) error
+	// Freeze suspends every process, or lets them go on; the kernel needs a
+	// moment for it.
+	Freeze(path string, frozen bool) error
 	// Limit bounds what a path may use. Processes of it have to enter the
 	// directories as well; lost is what cannot be bounded.
 	Limit(path string, r *service.Limits) (enter, lost []string)

@@ -7,7 +7,7 @@ import (
 
 // record is what is known of a group.
 func (h *Host) record(g *group) record {
-	r := record{Timer: g.timer, Boot: h.o.BootID, Wanted: g.wanted, By: g.by, Deleting: g.deleting, Up: g.up, Waits: g.waits, Tmp: h.guests[g.spec.Name], Instances: map[string]machine.Instance{}}
+	r := record{Timer: g.timer, Boot: h.o.BootID, Wanted: g.wanted, By: g.by, Deleting: g.deleting, Up: g.up, Frozen: g.frozen, Waits: g.waits, Tmp: h.guests[g.spec.Name], Instances: map[string]machine.Instance{}}
 	for _, u := range g.services {
 		r.Instances[u.spec.Name] = u.in
 		if u.held != nil {

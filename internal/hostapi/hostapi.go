@@ -9,6 +9,8 @@
 //	POST   /v1/groups/{name}/start        Result (also stop, restart, reload, reset-failed); ?wait=false returns at once,
 //	                                      ?mode= is the job mode of systemctl(1)
 //	POST   /v1/groups/{name}/kill         Result; ?signal=NUMBER&whom=main|control|all
+//	POST   /v1/groups/{name}/freeze       Result; all processes are suspended, until /thaw or anything that is done to it
+//	POST   /v1/groups/{name}/clean        Result; ?what=configuration|state|cache|logs|runtime|fdstore|all, of a group that is down
 //	POST   /v1/groups/{name}/exec         runs a command beside a service's process; see ExecRequest
 //	POST   /v1/groups/{name}/attach       writes to what a service reads from, follows its terminal; see AttachRequest
 //	GET    /v1/groups/{name}/explain      Explanation

@@ -187,6 +187,18 @@ func (c *Client) Kill(ctx context.Context, name, whom string, signal int) error 
 	return err
 }
 
+// Freeze suspends the processes of a group, or lets them go on.
+func (c *Client) Freeze(ctx context.Context, name string, frozen bool) error {
+	_, err := call[hostapi.Result](ctx, c, "POST", group(name, map[bool]string{true: "/freeze", false: "/thaw"}[frozen]), nil, nil)
+	return err
+}
+
+// Clean removes what a group that is down has left.
+func (c *Client) Clean(ctx context.Context, name string, what []string) error {
+	_, err := call[hostapi.Result](ctx, c, "POST", group(name, "/clean"), url.Values{"what": what}, nil)
+	return err
+}
+
 // Explain says why a group is as it is.
 func (c *Client) Explain(ctx context.Context, name string) (hostapi.Explanation, error) {
 	return call[hostapi.Explanation](ctx, c, "GET", group(name, "/explain"), nil, nil)

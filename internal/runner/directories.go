@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -166,7 +167,22 @@ func RemoveRuntime(c *service.ExecContext, b BaseDirs, restart bool) error {
 			return nil
 		}
 	}
-	k := directoryKinds(c, b)[0]
+	return directoryKinds(c, b)[0].remove()
+}
+
+// RemoveDirectories removes the directories of a service that is down; what are
+// words such as "cache" of CacheDirectory=.
+func RemoveDirectories(c *service.ExecContext, b BaseDirs, what []string) error {
+	var errs []error
+	for _, k := range directoryKinds(c, b) {
+		if slices.Contains(what, strings.ToLower(strings.TrimSuffix(k.directive, "Directory"))) {
+			errs = append(errs, k.remove())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (k directoryKind) remove() error {
 	var errs []error
 	for _, d := range k.entries {
 		for _, link := range d.Links {

@@ -125,6 +125,8 @@ type GroupStatus struct {
 	By       string    `json:"by,omitempty"`
 	Services []Status  `json:"services"`
 	Warnings []Warning `json:"warnings,omitempty"`
+	// Frozen: its processes are suspended until somebody lets them go on.
+	Frozen bool `json:"frozen,omitempty"`
 	// Trigger is set for a timer, path or socket.
 	Trigger *TriggerStatus `json:"trigger,omitempty"`
 	// Deleting: it is being stopped for good.

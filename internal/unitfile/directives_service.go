@@ -158,7 +158,7 @@ var execRows = []row{
 	{names: "NUMAPolicy NUMAMask CoredumpFilter CoredumpReceive", reason: "the kernel's default is used"},
 	{names: "LogRateLimitIntervalSec LogRateLimitBurst LogFilterPatterns LogNamespace", reason: "all output is kept, bounded by size"},
 	{names: "TTYPath TTYReset TTYVHangup TTYVTDisallocate TTYRows TTYColumns UtmpIdentifier UtmpMode", reason: "services have no terminal"},
-	{names: "TimeoutCleanSec", reason: "there is no clean verb"},
+	{names: "TimeoutCleanSec", reason: "how long the removal by systemctl clean takes is not bounded"},
 	{names: "LoadCredential", set: loadCredential},
 	{names: "SetCredential", set: setCredential},
 	{names: "LoadCredentialEncrypted SetCredentialEncrypted ImportCredential", reason: "credentials are not encrypted, and not imported by pattern"},

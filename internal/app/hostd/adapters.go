@@ -116,6 +116,10 @@ func (p *processes) CleanUp(group string, s *service.Service, restarting bool) e
 	return err
 }
 
+func (p *processes) Clean(c *service.ExecContext, what []string) error {
+	return runner.RemoveDirectories(c, runner.DefaultBaseDirs(), what)
+}
+
 func (p *processes) RemoveTmp(group, name string) error { return runner.RemovePrivateTmp(group, name) }
 
 func (p *processes) Without(c *service.ExecContext) []string { return runner.LostProtections(c) }
@@ -149,6 +153,8 @@ func (c tracker) ByID(id uint64) (string, bool) { return c.t.ByID(id) }
 func (c tracker) Of(pid int, paths []string) (string, bool) { return c.t.Of(pid, paths) }
 
 func (c tracker) OOMKills(path string) int { return c.t.OOMKills(path) }
+
+func (c tracker) Freeze(path string, frozen bool) error { return c.t.Freeze(path, frozen) }
 
 func (c tracker) Relimit(path string, old, limits *service.Limits) (lost []string) {
 	return c.t.Relimit(path, old, limits)
