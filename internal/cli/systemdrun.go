@@ -34,6 +34,8 @@ type runFlags struct {
 	nice                                   int
 	wait, collect, remain, noBlock         bool
 	pipe, quiet, sameDir                   bool
+	scope                                  bool
+	timer                                  timerFlags
 }
 
 func runRun(s *session, ctx context.Context, args []string) error {
@@ -59,10 +61,11 @@ func runRun(s *session, ctx context.Context, args []string) error {
 	f.String("slice", "", "accepted")
 	f.String("expand-environment", "", "accepted")
 	accepted(f, "system", "user", "no-ask-password", "send-sighup", "slice-inherit")
-	for _, n := range []string{"on-active", "on-boot", "on-startup", "on-unit-active", "on-unit-inactive", "on-calendar", "path-property", "socket-property", "timer-property", "machine", "host"} {
+	r.timer.add(f)
+	for _, n := range []string{"path-property", "socket-property", "machine", "host"} {
 		f.String(n, "", "not supported: write a unit file")
 	}
-	f.Bool("scope", false, "not supported: the command becomes a service")
+	f.BoolVar(&r.scope, "scope", false, "run the command here, with its processes as a unit")
 	f.BoolP("pty", "t", false, "not supported: services have no terminal")
 	f.BoolP("shell", "S", false, "not supported: services have no terminal")
 	if done, err := s.parse(f, args, "systemd-run [OPTION…] COMMAND [ARG…]"); done || err != nil {
@@ -77,12 +80,27 @@ func runRun(s *session, ctx context.Context, args []string) error {
 	if len(unsupported) > 0 {
 		return &Exit{exitFailure, errors.New("systemd-run: " + strings.Join(unsupported, "; "))}
 	}
+	timer := r.timer.set()
+	switch {
+	case timer && (r.wait || r.pipe || r.scope):
+		return &Exit{exitFailure, errors.New("systemd-run: --wait, --pipe and --scope do not go together with a timer")}
+	case r.scope && (r.wait || r.pipe || r.uid != "" || r.gid != "" || r.remain || r.kind != ""):
+		return &Exit{exitFailure, errors.New("systemd-run: with --scope the command runs here, as who calls: --wait, --pipe, --uid, --gid, --remain-after-exit and --service-type mean nothing")}
+	case timer && f.NArg() == 0 && r.unit != "":
+		return s.runTimer(ctx, &r, nil)
+	}
 	if f.NArg() == 0 {
 		return &Exit{exitFailure, errors.New("systemd-run: name the command to run")}
 	}
 	g, err := r.group(f.Args())
 	if err != nil {
 		return &Exit{exitFailure, fmt.Errorf("systemd-run: %w", err)}
+	}
+	switch {
+	case timer:
+		return s.runTimer(ctx, &r, &g)
+	case r.scope:
+		return s.runScope(ctx, &r, g)
 	}
 	return s.transient(ctx, &r, g)
 }

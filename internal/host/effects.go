@@ -74,6 +74,9 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 	case c.HTTP != nil:
 		h.ask(u, e, c)
 		return
+	case c.Adopt != nil:
+		h.adoptStranger(u, e, c.Adopt)
+		return
 	case c.Listen:
 		h.open(u, e)
 		return

@@ -49,6 +49,8 @@ type group struct {
 	// frozen: its processes are suspended; cleaning: its directories are being
 	// removed.
 	frozen, cleaning bool
+	// orphan: the transient timer that started it is gone.
+	orphan bool
 	// skipped is why the last start was skipped by a condition.
 	skipped string
 	history []hostapi.Transition

@@ -131,6 +131,11 @@ func (m *machineFake) Suspend()                                             { m.
 func (m *machineFake) Leads(pid int) bool                                   { return !slices.Contains(m.follows, pid) }
 func (m *machineFake) CleanUp(string, *service.Service, bool) error         { return nil }
 func (m *machineFake) Limit(string, *service.Limits) (enter, lost []string) { return nil, nil }
+func (m *machineFake) Move(path string, pid int) error {
+	m.be(func() { m.procs[pid].path = path; m.say("move %d to %s", pid, path) })
+	return nil
+}
+
 func (m *machineFake) Freeze(path string, frozen bool) error {
 	m.be(func() { m.say("%s %s", map[bool]string{true: "freeze", false: "thaw"}[frozen], path) })
 	return nil

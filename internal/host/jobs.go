@@ -473,7 +473,7 @@ func (h *Host) finishWith(g *group, o outcome) {
 			}
 		}
 	}
-	if g.job == nil && (g.deleting || g.gone || g.spent()) && g.idle() {
+	if g.job == nil && (g.deleting || g.gone || h.spent(g)) && g.idle() {
 		h.forget(g)
 	}
 }
@@ -497,7 +497,7 @@ func (h *Host) flush() {
 			if h.groups[name] != g {
 				continue
 			}
-			if (g.deleting || g.gone || g.spent()) && g.job == nil && g.idle() {
+			if (g.deleting || g.gone || h.spent(g)) && g.job == nil && g.idle() {
 				h.forget(g)
 				continue
 			}

@@ -147,6 +147,8 @@ type Cgroups interface {
 	// Signal sends to every process but those in except.
 	Signal(path string, number int, except []int) error
 	Kill(path string) error
+	// Move puts a process that runs into the path.
+	Move(path string, pid int) error
 	// Freeze suspends every process, or lets them go on; the kernel needs a
 	// moment for it.
 	Freeze(path string, frozen bool) error

@@ -197,6 +197,7 @@ func (h *Host) forget(g *group) {
 	last := h.wire(g)
 	delete(h.groups, name)
 	h.graph = nil
+	h.orphaned(g)
 	h.release(g)
 	for _, u := range g.services {
 		h.dropFiles(u, "")

@@ -251,6 +251,8 @@ type Command struct {
 	HTTP *HTTPProbe `json:"http,omitempty"`
 	// Listen, in place of a process: the sockets of the group are opened.
 	Listen bool `json:"listen,omitempty"`
+	// Adopt, in place of a start: a process that runs already.
+	Adopt *Adopted `json:"adopt,omitempty"`
 	// IgnoreFailure is the prefix "-".
 	IgnoreFailure bool `json:"ignoreFailure,omitempty"`
 	// NoExpand is the prefix ":": no environment variable substitution.
@@ -263,6 +265,13 @@ type Command struct {
 	// Condition is for commands of StartPre: an exit status from 1 to 254 skips
 	// the start (ExecCondition=).
 	Condition bool `json:"condition,omitempty"`
+}
+
+// Adopted is a process that others have started; StartTicks tells it from a later
+// one of that number (proc_pid_stat(5), starttime).
+type Adopted struct {
+	PID        int    `json:"pid"`
+	StartTicks uint64 `json:"startTicks"`
 }
 
 // ExecContext is what surrounds a process: as whom, where, with what.

@@ -93,6 +93,7 @@ func TestScripts(t *testing.T) {
 			"kill-main":     killMain,
 			"same-main":     sameMain,
 			"await":         await,
+			"await-gone":    awaitGone,
 			"await-log":     awaitLog,
 			"put":           put,
 		},
@@ -272,6 +273,30 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	})
 	if !errors.Is(err, errSeen) {
 		ts.Fatalf("%s is not %s: %v; it was seen last as %+v", args[0], args[1], err, last)
+	}
+}
+
+// awaitGone waits until legiond has forgotten a unit: await-gone UNIT.
+func awaitGone(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: await-gone UNIT")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	there := false
+	err := of(ts).client().Watch(ctx, func(ev hostapi.Event) error {
+		switch {
+		case ev.Name == args[0]:
+			if there = ev.Type == hostapi.Changed; !there {
+				return errSeen
+			}
+		case ev.Type == hostapi.Synced && !there:
+			return errSeen
+		}
+		return nil
+	})
+	if !errors.Is(err, errSeen) {
+		ts.Fatalf("%s is still there: %v", args[0], err)
 	}
 }
 

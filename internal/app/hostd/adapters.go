@@ -154,6 +154,8 @@ func (c tracker) Of(pid int, paths []string) (string, bool) { return c.t.Of(pid,
 
 func (c tracker) OOMKills(path string) int { return c.t.OOMKills(path) }
 
+func (c tracker) Move(path string, pid int) error { return c.t.Move(path, pid) }
+
 func (c tracker) Freeze(path string, frozen bool) error { return c.t.Freeze(path, frozen) }
 
 func (c tracker) Relimit(path string, old, limits *service.Limits) (lost []string) {
