@@ -214,22 +214,54 @@ func (t *Tree) mark(p process) string {
 	return s.mark
 }
 
-func processes() map[int]process {
+// looks bounds how often all processes are looked at where some always end
+// meanwhile.
+const looks = 4
+
+// processes looks at all processes there are.
+func processes() map[int]process { return settled(look) }
+
+// settled looks again where a process has ended since it was listed: it may have
+// left a child behind, which was not listed.
+func settled(look func() (there map[int]process, over []int)) map[int]process {
+	known := make(map[int]bool) // to be over before the list was made
+	for n := 1; ; n++ {
+		there, over := look()
+		again := false
+		for _, pid := range over {
+			again = again || !known[pid]
+			known[pid] = true
+		}
+		if !again || n == looks {
+			return there
+		}
+	}
+}
+
+// look lists the processes and then looks at each; over are those that had ended
+// by then.
+func look() (there map[int]process, over []int) {
 	dir, err := os.Open("/proc")
 	if err != nil {
-		return nil
+		return nil, nil
 	}
 	defer dir.Close()
 	names, _ := dir.Readdirnames(-1)
-	out := make(map[int]process, len(names))
+	there = make(map[int]process, len(names))
 	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil {
-			if p, ok := readProcess(pid); ok {
-				out[pid] = p
-			}
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		p, ok := readProcess(pid)
+		if ok {
+			there[pid] = p
+		}
+		if !ok || p.zombie {
+			over = append(over, pid)
 		}
 	}
-	return out
+	return there, over
 }
 
 func readProcess(pid int) (process, bool) {

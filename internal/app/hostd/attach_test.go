@@ -100,7 +100,7 @@ func TestAttachPipe(t *testing.T) {
 	fourth.say("three\n")
 	d.said("cat", "<three>")
 	if s := d.running("cat"); s.Main.PID != pid || s.Restarts != 0 {
-		t.Errorf("process %d: %+v", pid, s)
+		t.Fatalf("process %d: %+v", pid, s)
 	}
 	kill(t, pid)
 	if err := fourth.end(); err != nil {
@@ -168,7 +168,7 @@ func TestAttachTerminal(t *testing.T) {
 	fourth.say("three\n")
 	fourth.until("<three>")
 	if s := d.running("tty"); s.Main.PID != pid || s.Restarts != 0 {
-		t.Errorf("process %d: %+v", pid, s)
+		t.Fatalf("process %d: %+v", pid, s)
 	}
 	fourth.say("four\n")
 	d.said("tty", "<four>") // the log comes after the client, and in order
