@@ -129,7 +129,7 @@ func (p *pods) compile(r *record) {
 	}
 	node.Images, node.VolumeImages = r.pulled()
 	node.Profiles = p.profiles(r)
-	group, report := podspec.Compile(r.pod, node, known)
+	group, report := podspec.Compile(r.allocated.With(r.pod), node, known)
 	if r.lookAgain = (time.Time{}); len(report.Blocked) > 0 && len(node.Profiles) > 0 {
 		r.lookAgain = time.Now().Add(profileAgain)
 	}

@@ -10,12 +10,14 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/podspec"
+	"legion.dev/legion/internal/podview"
 	"legion.dev/legion/internal/service"
 )
 
@@ -115,6 +117,7 @@ func (p *pods) next(then time.Time) time.Time {
 		earliest(r.tokens.next())
 		earliest(r.deadline())
 		earliest(r.lookAgain)
+		earliest(r.resizeAt)
 		if !r.measuring && p.limited(r) {
 			earliest(r.measureAt)
 		}
@@ -193,6 +196,8 @@ func (p *pods) podChanged(ctx context.Context, pod *v1.Pod, now time.Time) {
 	if first {
 		r.added = now
 		p.objects.want(p.life, pod)
+		r.allocated = given(pod)
+		p.allocate(r, now)
 		p.compile(r)
 		if pod.Status.StartTime != nil {
 			// An agent before this one has told already.
@@ -210,11 +215,13 @@ func (p *pods) podChanged(ctx context.Context, pod *v1.Pod, now time.Time) {
 // pod may see its labels and annotations, and be given ephemeral containers.
 func compiledAnew(old, pod *v1.Pod) bool {
 	return !maps.Equal(old.Labels, pod.Labels) || !maps.Equal(old.Annotations, pod.Annotations) ||
-		len(old.Spec.EphemeralContainers) != len(pod.Spec.EphemeralContainers)
+		len(old.Spec.EphemeralContainers) != len(pod.Spec.EphemeralContainers) ||
+		!apiequality.Semantic.DeepEqual(podspec.Asked(old), podspec.Asked(pod)) || !apiequality.Semantic.DeepEqual(old.Spec.Resources, pod.Spec.Resources)
 }
 
 func (p *pods) compileChanged(r *record) {
 	if r.group != nil {
+		p.allocate(r, time.Now())
 		p.objects.want(p.life, r.pod)
 		p.compile(r)
 	}
@@ -318,6 +325,7 @@ func (p *pods) groupRemoved(r *record) {
 func (p *pods) step(ctx context.Context, r *record, now time.Time) {
 	if p.hostSynced {
 		p.compileAgain(r, now)
+		p.resizeAgain(r, now)
 		p.fetch(r, now)
 		p.write(p.life, r, now)
 		p.measure(r, now)
@@ -485,6 +493,9 @@ func statusPatch(pod *v1.Pod, status *v1.PodStatus) []byte {
 	conditions := []any{}
 	for _, c := range foreign(nil, status.Conditions) {
 		conditions = append(conditions, merged(c, map[string]any{"reason": orNull(c.Reason), "message": orNull(c.Message)}))
+	}
+	for _, kind := range podview.Over(&pod.Status, status) {
+		conditions = append(conditions, map[string]any{"type": kind, "$patch": "delete"})
 	}
 	body, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": pod.UID},

@@ -53,6 +53,11 @@ type record struct {
 	// expired: the pod's activeDeadlineSeconds are over; halted: the host was
 	// asked to stop the group, because the pod has come to its end.
 	expired, halted bool
+	// allocated is what the node has given the containers; refused is why it is
+	// not what the pod asks for, and resizeAt when to look again.
+	allocated podspec.Allocated
+	refused   podview.Refused
+	resizeAt  time.Time
 	// evicted is why the pod was evicted, empty if it was not; measuring that it
 	// is being looked how much of the disk it takes, measureAt when that is next.
 	evicted   string
@@ -230,6 +235,7 @@ func (r *record) observe(nodeIP string, now time.Time) {
 	in := podview.Input{
 		Pod: r.pod, Previous: prev, Group: r.host, Gone: r.gone, Lost: r.lost,
 		Report: report, Refusal: r.refusal, NodeIP: nodeIP, Now: now, Expired: r.expired, Evicted: r.evicted,
+		Allocated: r.allocated, Refused: r.refused, Spec: r.group,
 	}
 	status := podview.Status(in)
 	r.status = &status
@@ -326,6 +332,9 @@ func sameStatus(a, b *v1.PodStatus) bool {
 		!apiequality.Semantic.DeepEqual(a.ContainerStatuses, b.ContainerStatuses) ||
 		!apiequality.Semantic.DeepEqual(a.InitContainerStatuses, b.InitContainerStatuses) ||
 		!apiequality.Semantic.DeepEqual(a.EphemeralContainerStatuses, b.EphemeralContainerStatuses) {
+		return false
+	}
+	if len(podview.Over(a, b)) > 0 {
 		return false
 	}
 	for i := range b.Conditions {

@@ -25,6 +25,7 @@ const (
 	ofPod     = "pod"
 	ofSecrets = "secrets"
 	ofDisk    = "disk"
+	ofResize  = "resize"
 )
 
 // warnings are what a person must be told of the pod now.
@@ -38,6 +39,9 @@ func (r *record) warnings() []warning {
 	}
 	if r.evicted != "" {
 		out = append(out, warning{ofDisk, "Evicted", r.evicted})
+	}
+	if r.refused.Reason != "" {
+		out = append(out, warning{ofResize, "Resize" + r.refused.Reason, r.refused.Message})
 	}
 	if reason, message := r.trouble(); message != "" {
 		out = append(out, warning{ofPod, reason, message})

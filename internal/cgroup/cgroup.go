@@ -300,8 +300,12 @@ func (t *Tree) Pids(path string) ([]int, error) {
 	if t.root == "" {
 		return t.members(path), nil
 	}
+	return within(t.Dir(path))
+}
+
+// within lists the processes of a cgroup and of all below it.
+func within(dir string) ([]int, error) {
 	var pids []int
-	dir := t.Dir(path)
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return ignoreGone(err)

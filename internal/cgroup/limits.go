@@ -137,24 +137,36 @@ func (t *Tree) Limit(path string, r *service.Limits) (enter, lost []string) {
 	t.mu.Lock()
 	t.limited = true
 	t.mu.Unlock()
-	for _, s := range settings(r) {
-		err := t.set2(path, s)
-		if err == nil {
-			continue
-		}
-		dir, err1 := t.set1(path, s)
-		switch {
-		case err1 == nil:
-			if dir != "" && !slices.Contains(enter, dir) {
+	failed := settings(r)
+	// In version 1 the order of two settings depends on whether they are raised or
+	// lowered: what fails may succeed after the others.
+	for range 2 {
+		list := failed
+		failed, lost = nil, nil
+		for _, s := range list {
+			dir, err := t.set(path, s)
+			switch {
+			case err != nil:
+				failed, lost = append(failed, s), append(lost, fmt.Sprintf("%s=: %v", s.directive, err))
+			case dir != "" && !slices.Contains(enter, dir):
 				enter = append(enter, dir)
 			}
-			continue
-		case !errors.Is(err1, errNoController):
-			err = err1
 		}
-		lost = append(lost, fmt.Sprintf("%s=: %v", s.directive, err))
 	}
 	return enter, lost
+}
+
+// set writes a setting; of version 1 it gives the directory.
+func (t *Tree) set(path string, s setting) (string, error) {
+	err := t.set2(path, s)
+	if err == nil {
+		return "", nil
+	}
+	dir, err1 := t.set1(path, s)
+	if errors.Is(err1, errNoController) {
+		return "", err
+	}
+	return dir, err1
 }
 
 var errNoController = errors.New("the kernel has no such controller here")

@@ -3,6 +3,7 @@ package cgroup
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,7 +22,8 @@ var unlimited = map[string]string{
 }
 
 // Relimit changes what the processes of a path may use while they run. lost is
-// as of Limit.
+// as of Limit; a memory limit below what they need is refused, in version 1 by the
+// kernel, which in version 2 would end one of them.
 func (t *Tree) Relimit(path string, old, limits *service.Limits) (lost []string) {
 	if t.root == "" {
 		return nil
@@ -29,13 +31,22 @@ func (t *Tree) Relimit(path string, old, limits *service.Limits) (lost []string)
 	if old != nil {
 		t.lift(path, old, cmp.Or(limits, &service.Limits{}))
 	}
+	limits, refused := t.enough(path, limits)
 	enter, lost := t.Limit(path, limits)
+	lost = append(refused, lost...)
 	pids, err := t.Pids(path)
 	if err != nil {
 		return append(lost, err.Error())
 	}
 	for _, dir := range enter {
+		inside, err := within(dir)
+		if err != nil {
+			lost = append(lost, err.Error())
+		}
 		for _, pid := range pids {
+			if slices.Contains(inside, pid) {
+				continue // it may be in one below, as in a container
+			}
 			// What has ended meanwhile need not be moved.
 			if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); ignoreGone(err) != nil {
 				lost = append(lost, err.Error())
@@ -43,6 +54,21 @@ func (t *Tree) Relimit(path string, old, limits *service.Limits) (lost []string)
 		}
 	}
 	return lost
+}
+
+// enough leaves out a memory limit of version 2 below what a path needs.
+func (t *Tree) enough(path string, limits *service.Limits) (*service.Limits, []string) {
+	dir := t.Dir(path)
+	if limits == nil || limits.MemoryMax == nil || !has(dir, "memory") {
+		return limits, nil
+	}
+	used, err := UsageOf(dir)
+	if most := amount(limits.MemoryMax, totalMemory); err != nil || uint64(used.Memory) <= most {
+		return limits, nil
+	}
+	left := *limits
+	left.MemoryMax, left.MemorySwapMax = nil, nil
+	return &left, []string{fmt.Sprintf("MemoryMax=: %d bytes are in use, more than that", used.Memory)}
 }
 
 // lift undoes the settings that are not made any more.

@@ -184,7 +184,10 @@ func (h *Host) resume(g *group, r record) bool {
 			h.afterBoot(u, in)
 			continue
 		}
-		u.in = in
+		u.in, u.fixed = in, u.spec.Fixed
+		if fixed, ok := r.Fixed[u.spec.Name]; ok {
+			u.fixed = fixed
+		}
 		if r.Tmp != "" && !u.rests() {
 			h.guests[g.spec.Name] = r.Tmp
 		}

@@ -82,6 +82,9 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		return
 	}
 	spec := u.spec // which a new definition replaces and does not change
+	if e.Main || e.Kind == service.Start {
+		u.fixed = spec.Fixed
+	}
 	q := Request{
 		Group: u.g.spec.Name, Service: spec.Name, Run: e.Run, Command: list[e.Index], Context: &spec.Exec, Env: h.environment(u, e),
 	}
@@ -137,6 +140,7 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		h.point("after a fork")
 		h.later(func() {
 			u.unbounded = lost
+			u.g.bounds, u.bounds = together, spec.Resources
 			if e.Main || e.Kind == service.Start {
 				u.ooms = ooms
 			}

@@ -34,6 +34,8 @@ type group struct {
 	up       bool
 	services []*unit
 	job      *job
+	// bounds are the limits of all services that were set last.
+	bounds *service.Limits
 	// timer is set for a timer that is up. broken is why a timer, path or
 	// socket has failed.
 	timer  *timer.Instance
@@ -77,6 +79,11 @@ type unit struct {
 	// unbounded are the limits that the machine cannot keep; ooms is how many
 	// processes had died for want of memory when it was last looked.
 	unbounded []string
+	// bounds are the limits that were set last for what runs, bounding that they
+	// are being set anew; fixed is that of the definition at the start of the run.
+	bounds   *service.Limits
+	bounding bool
+	fixed    string
 	// busless: it is of Type=dbus, and there is no system bus.
 	busless bool
 	ooms    int
@@ -109,6 +116,7 @@ type record struct {
 	Waits     []string                    `json:"waits,omitempty"`
 	Instances map[string]machine.Instance `json:"instances,omitempty"`
 	Held      map[string]held             `json:"held,omitempty"`
+	Fixed     map[string]string           `json:"fixed,omitempty"`
 	// Tmp is the unit whose /tmp this one sees; empty for its own.
 	Tmp string `json:"tmp,omitempty"`
 }
@@ -228,6 +236,9 @@ func (g *group) status(logs Logs, lost []string, without func(*service.ExecConte
 	for _, u := range g.services {
 		s := u.in.Status(u.spec)
 		s.Ephemeral = u.spec.Ephemeral
+		if g.resizable() {
+			s.Bounds, s.Fixed = u.bounds, u.fixed
+		}
 		s.Cgroup, s.LogDir, s.Lost = u.dir, logs.Dir(g.spec.Name, u.spec.Name), slices.Concat(lost, without(&u.spec.Exec), u.unbounded)
 		if u.busless {
 			s.Lost = append(s.Lost, noBus)

@@ -28,6 +28,8 @@ type machineFake struct {
 	exits chan Exited
 	empty chan string
 	notes chan Message
+	// lost is what a machine cannot limit.
+	lost []string
 	// slow delays the start of a service by so much.
 	slow map[string]time.Duration
 	// deaf services do not end by SIGTERM.
@@ -147,9 +149,21 @@ func (m *machineFake) Clean(c *service.ExecContext, what []string) error {
 	return nil
 }
 
+// bounds is the limit that a test changes.
+func bounds(r *service.Limits) string {
+	if r.TasksMax != nil {
+		return fmt.Sprintf("%d tasks", r.TasksMax.Value)
+	}
+	return fmt.Sprintf("%d of the processor", r.CPUQuota)
+}
+
 func (m *machineFake) Relimit(path string, _, r *service.Limits) []string {
-	m.be(func() { m.say("limit %s to %+v", path, r.TasksMax) })
-	return []string{"lost"}
+	m.be(func() {
+		if r != nil {
+			m.say("limit %s to %s", path, bounds(r))
+		}
+	})
+	return m.lost
 }
 func (m *machineFake) Without(*service.ExecContext) []string { return nil }
 func (m *machineFake) Release(*service.Group) error          { return nil }

@@ -490,6 +490,7 @@ func (h *Host) flush() {
 			}
 			h.advance(g)
 			h.startEphemeral(g)
+			h.resize(g)
 			h.judge(g)
 			h.follow(g)
 			h.noticed(g)

@@ -12,6 +12,7 @@ import (
 func TestRelimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newFake()
+		m.lost = []string{"lost"}
 		m.units = []service.Group{unitOf("a", service.Dependencies{}), unitOf("down", service.Dependencies{}), unitOf("same", service.Dependencies{})}
 		f := m.host(t)
 		defer f.leave()
@@ -28,7 +29,7 @@ func TestRelimit(t *testing.T) {
 		if _, err := f.h.Reload(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		f.expect("limit a to &{Value:7 Share:0}")
+		f.expect("limit a to 7 tasks")
 		g, err := f.h.Group(t.Context(), "a")
 		if err != nil || len(g.Status.Services[0].Lost) != 1 {
 			t.Errorf("what cannot be limited is not in its status: %+v, %v", g.Status, err)

@@ -10,6 +10,12 @@ func (h *Host) record(g *group) record {
 	r := record{Timer: g.timer, Boot: h.o.BootID, Wanted: g.wanted, By: g.by, Deleting: g.deleting, Up: g.up, Frozen: g.frozen, Waits: g.waits, Tmp: h.guests[g.spec.Name], Instances: map[string]machine.Instance{}}
 	for _, u := range g.services {
 		r.Instances[u.spec.Name] = u.in
+		if u.fixed != "" {
+			if r.Fixed == nil {
+				r.Fixed = map[string]string{}
+			}
+			r.Fixed[u.spec.Name] = u.fixed
+		}
 		if u.held != nil {
 			if r.Held == nil {
 				r.Held = map[string]held{}

@@ -59,7 +59,7 @@ func (c *compiler) container(ctr *v1.Container, at string) service.Service {
 		s.Exec.Mounts = append(s.Exec.Mounts, c.etcMounts(ctr)...)
 		s.Exec.CapabilityBoundingSet = c.capabilities(ctr, at)
 		s.Exec.OOMScoreAdjust = c.oomScore(ctr)
-		s.Resources = c.limits(ctr)
+		s.Resources, s.Fixed = c.limits(ctr), fixed(ctr)
 		s.Exec.ReadOnlyRoot = ctr.SecurityContext != nil && isTrue(ctr.SecurityContext.ReadOnlyRootFilesystem)
 	}
 

@@ -75,6 +75,7 @@ var Fields = []Field{
 	{"spec.containers[].resources.requests", Everywhere, "for placement and, as root, oom_score_adj and the weight of the pod and the container for the processor; a pod without requests has the least"},
 	{"spec.containers[].resources.limits", Partly, "as root: cpu and memory (without swap), by cgroup of version 2 or 1; the end for want of memory is `OOMKilled`. ephemeral-storage is of logs and, of a container of an image, what it writes outside of volumes, of all containers also emptyDirs: looked at every 10 s, and a pod that takes more is Evicted. Others have no effect. What the machine's cgroups cannot keep is in the condition, too"},
 	{"spec.containers[].resources.claims", Nowhere, ""},
+	{"spec.containers[].resizePolicy", AsRoot, "`kubectl patch POD --subresource resize`: the limits of what runs are set anew, or the container is restarted. PodResizePending is Infeasible or Deferred where the node has no room, looked at every 10 s; PodResizeInProgress says with reason Error what this machine's cgroups cannot do, and a memory limit below what is in use. spec.resources changes without these conditions"},
 	{"spec.containers[].restartPolicy", Everywhere, "before the pod's"},
 	{"spec.containers[].restartPolicyRules", Partly, "action Restart; RestartAllContainers restarts the container alone"},
 	{"spec.containers[].volumeDevices", Nowhere, ""},

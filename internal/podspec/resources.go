@@ -1,6 +1,10 @@
 package podspec
 
 import (
+	"fmt"
+	"slices"
+	"strings"
+
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	resourcehelper "k8s.io/component-helpers/resource"
@@ -92,4 +96,43 @@ func shares(cpu *resource.Quantity) uint64 {
 // boundable says whether a limit can be kept.
 func boundable(name v1.ResourceName) bool {
 	return name == v1.ResourceCPU || name == v1.ResourceMemory || name == v1.ResourceEphemeralStorage
+}
+
+// Allocated are the resources that the node has given the containers of a pod,
+// by their names; those of the others are the pod's own words.
+type Allocated map[string]v1.ResourceRequirements
+
+// Asked are the resources that a pod asks for.
+func Asked(pod *v1.Pod) Allocated {
+	out := Allocated{}
+	for _, ctr := range Containers(pod) {
+		out[ctr.Name] = ctr.Resources
+	}
+	return out
+}
+
+// With is the pod with those resources.
+func (a Allocated) With(pod *v1.Pod) *v1.Pod {
+	out := *pod
+	for _, list := range []*[]v1.Container{&out.Spec.InitContainers, &out.Spec.Containers} {
+		*list = slices.Clone(*list)
+		for i := range *list {
+			if given, ok := a[(*list)[i].Name]; ok {
+				(*list)[i].Resources = given
+			}
+		}
+	}
+	return &out
+}
+
+// fixed are those resources of a container of which each change is a restart.
+func fixed(ctr *v1.Container) string {
+	var out []string
+	for _, p := range ctr.ResizePolicy {
+		if p.RestartPolicy == v1.RestartContainer {
+			request, limit := ctr.Resources.Requests[p.ResourceName], ctr.Resources.Limits[p.ResourceName]
+			out = append(out, fmt.Sprintf("%s=%s/%s", p.ResourceName, request.String(), limit.String()))
+		}
+	}
+	return strings.Join(out, " ")
 }

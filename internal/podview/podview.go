@@ -22,7 +22,7 @@ const NotHonoured v1.PodConditionType = "legion.dev/NotHonoured"
 // Owns says whether the agent is the writer of a condition.
 func Owns(kind v1.PodConditionType) bool {
 	switch kind {
-	case v1.PodScheduled, v1.PodReady, v1.ContainersReady, v1.PodInitialized, v1.PodReadyToStartContainers, NotHonoured:
+	case v1.PodScheduled, v1.PodReady, v1.ContainersReady, v1.PodInitialized, v1.PodReadyToStartContainers, NotHonoured, v1.PodResizePending, v1.PodResizeInProgress:
 		return true
 	default:
 		return false
@@ -49,7 +49,12 @@ type Input struct {
 	Expired bool
 	// Evicted is why the pod may run no more, empty if it may.
 	Evicted string
-	Now     time.Time
+	// Allocated is what the node gives the containers, Refused why that is not
+	// what the pod asks for, and Spec the group that was made of it.
+	Allocated podspec.Allocated
+	Refused   Refused
+	Spec      *service.Group
+	Now       time.Time
 }
 
 // Status is the pod's status.
@@ -87,6 +92,7 @@ func Status(in Input) v1.PodStatus {
 		end(&s, prev.Phase, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
 	}
 	conditions(in, &s)
+	resized(in, prev, &s)
 	if newRun(prev, &s) {
 		// A restart between two looks was a time of not being ready.
 		for i := range s.Conditions {

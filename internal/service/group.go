@@ -184,6 +184,9 @@ type Service struct {
 	Exec ExecContext `json:"exec,omitzero"`
 	// Resources, where not nil, bound what the service may use.
 	Resources *Limits `json:"resources,omitempty"`
+	// Fixed is what a run of the service cannot be given anew: where it is
+	// another one than at the run's start, the service is restarted.
+	Fixed string `json:"fixed,omitempty"`
 
 	Restart Restart `json:"restart,omitzero"`
 	Kill    Kill    `json:"kill,omitzero"`

@@ -112,6 +112,10 @@ type Status struct {
 	Cgroup string `json:"cgroup,omitempty"`
 	// LogDir holds the service's log files.
 	LogDir string `json:"logDir,omitempty"`
+	// Bounds are the limits that were set last for what runs, and Fixed is that
+	// of Service at its start; both of pods alone.
+	Bounds *Limits `json:"bounds,omitempty"`
+	Fixed  string  `json:"fixed,omitempty"`
 	// Lost names the protections and limits that this machine cannot give.
 	Lost []string `json:"lost,omitempty"`
 }

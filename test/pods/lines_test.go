@@ -17,12 +17,13 @@ import (
 //	web ready, web started
 //	web restarts 1
 //	web waiting CrashLoopBackOff back-off 10s …
+//	web resources cpu 100m-200m memory 0-64Mi
 //	web terminated Error 3
 //	web last terminated OOMKilled 137
 //	web said what its termination message is
 func lines(p *corev1.Pod) []string {
 	s := &p.Status
-	out := []string{words("phase", string(s.Phase), s.Reason, s.Message), words("qos", string(s.QOSClass))}
+	out := []string{words("phase", string(s.Phase), s.Reason, s.Message), words("qos", string(s.QOSClass)), fmt.Sprintf("generation %d", s.ObservedGeneration)}
 	for _, c := range s.Conditions {
 		out = append(out, words(string(c.Type), string(c.Status), c.Reason, c.Message))
 	}
@@ -39,6 +40,9 @@ func lines(p *corev1.Pod) []string {
 
 func containerLines(c *corev1.ContainerStatus) []string {
 	out := []string{fmt.Sprintf("%s restarts %d", c.Name, c.RestartCount), words(c.Name, "image", c.ImageID)}
+	if r := c.Resources; r != nil {
+		out = append(out, fmt.Sprintf("%s resources cpu %s-%s memory %s-%s", c.Name, r.Requests.Cpu(), r.Limits.Cpu(), r.Requests.Memory(), r.Limits.Memory()))
+	}
 	if c.Ready {
 		out = append(out, c.Name+" ready")
 	}
