@@ -38,7 +38,7 @@ var Fields = []Field{
 	{"spec.activeDeadlineSeconds", Everywhere, "while the agent runs"},
 	{"spec.hostNetwork, hostPID, hostIPC", NoMeaning, "a process of the host has them"},
 	{"spec.shareProcessNamespace", NoMeaning, "a process of the host shares the host's"},
-	{"spec.hostUsers", Nowhere, "false"},
+	{"spec.hostUsers", Nowhere, "false: no user namespace is made, so the root of a container is that of the node"},
 	{"spec.hostname", Nowhere, "a process of the host has the host's"},
 	{"spec.subdomain", Nowhere, "as above"},
 	{"spec.setHostnameAsFQDN", Nowhere, "as above"},
