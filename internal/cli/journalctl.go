@@ -18,6 +18,9 @@ import (
 // journalFlags are those of journalctl(1) that mean something here.
 type journalFlags struct {
 	units, identifiers           []string
+	fields                       map[string][]string
+	values                       string
+	boots                        bool
 	follow, reverse, quiet       bool
 	lines, since, until          string
 	priority, grep, output, boot string
@@ -41,7 +44,7 @@ func runJournalctl(s *session, ctx context.Context, args []string) error {
 	f.StringVarP(&j.priority, "priority", "p", "", "a priority, or a range of them")
 	f.StringVarP(&j.grep, "grep", "g", "", "only lines that match")
 	f.StringVarP(&j.output, "output", "o", "short", "short, short-iso, short-precise, short-unix, cat, json, json-pretty, with-unit")
-	f.StringVarP(&j.boot, "boot", "b", "", "accepted: the log is that of all boots")
+	f.StringVarP(&j.boot, "boot", "b", "", "0: only this boot; others cannot be told apart")
 	f.Lookup("boot").NoOptDefVal = "0"
 	f.BoolVarP(&j.kernel, "dmesg", "k", false, "the kernel's messages: none are kept")
 	f.BoolVar(&j.noHostname, "no-hostname", false, "without the name of the host")
@@ -49,7 +52,9 @@ func runJournalctl(s *session, ctx context.Context, args []string) error {
 	f.BoolP("all", "a", false, "accepted")
 	f.BoolP("catalog", "x", false, "accepted")
 	f.BoolP("merge", "m", false, "accepted")
-	accepted(f, "system", "user", "no-pager", "no-full", "full", "no-tail", "flush", "sync", "rotate", "list-boots")
+	accepted(f, "system", "user", "no-pager", "no-full", "full", "no-tail", "flush", "sync", "rotate")
+	f.StringVarP(&j.values, "field", "F", "", "print the values of a field")
+	f.BoolVar(&j.boots, "list-boots", false, "print the boots: this one, others cannot be told apart")
 	for _, n := range []string{"vacuum-size", "vacuum-time", "vacuum-files", "output-fields", "case-sensitive"} {
 		f.String(n, "", "accepted")
 	}
@@ -62,13 +67,12 @@ func runJournalctl(s *session, ctx context.Context, args []string) error {
 		}
 	}
 	for _, a := range f.Args() {
-		if unit, ok := strings.CutPrefix(a, "_SYSTEMD_UNIT="); ok {
-			j.units = append(j.units, unit)
-		} else if id, ok := strings.CutPrefix(a, "SYSLOG_IDENTIFIER="); ok {
-			j.identifiers = append(j.identifiers, id)
-		} else {
-			return &Exit{exitFailure, fmt.Errorf("journalctl: %q cannot be matched: only _SYSTEMD_UNIT= and SYSLOG_IDENTIFIER= can", a)}
+		if err := j.match(a); err != nil {
+			return &Exit{exitFailure, err}
 		}
+	}
+	if len(j.units) == 0 {
+		j.units = j.fields["_SYSTEMD_UNIT"] // no others need be read
 	}
 	return s.journal(ctx, &j)
 }
@@ -112,6 +116,9 @@ func (s *session) journal(ctx context.Context, j *journalFlags) error {
 			return &Exit{exitFailure, err}
 		}
 	}
+	if (j.boot == "0" || j.boots) && q.Since.Before(booted()) {
+		q.Since = booted()
+	}
 	filter, err := newFilter(j.until, j.grep, j.priority, now)
 	if err != nil {
 		return &Exit{exitFailure, err}
@@ -137,16 +144,22 @@ func (s *session) journal(ctx context.Context, j *journalFlags) error {
 		return explained(err)
 	}
 	groups := slices.DeleteFunc(all, func(g hostapi.Group) bool { return len(g.Spec.Services) == 0 || !j.chosen(g) })
+	if len(j.units) == 0 {
+		groups = append(groups, hostapi.Group{Spec: service.Group{Name: hostapi.Outside, Services: []service.Service{{Name: hostapi.Outside}}}})
+	}
 	var lines []unitLog
 	count := 0
-	ids := map[string]string{}
-	for _, g := range groups {
-		ids[g.Spec.Name] = identifier(g.Spec)
+	host, _ := os.Hostname()
+	fields := newJournalFields(host, groups)
+	if len(j.identifiers)+len(j.fields) > 0 {
+		filter.speaks = func(l unitLog) bool {
+			return (len(j.identifiers) == 0 || slices.Contains(j.identifiers, speaker(l, fields.ids).tag)) && j.passes(fields.of(l))
+		}
 	}
-	if len(j.identifiers) > 0 {
-		filter.speaks = func(l unitLog) bool { return slices.Contains(j.identifiers, speaker(l, ids).tag) }
+	if j.values != "" || j.boots {
+		return s.journalFacts(ctx, c, j, groups, q, filter, fields)
 	}
-	write, err := s.journalWriter(j, ids)
+	write, err := s.journalWriter(j, fields)
 	if err != nil {
 		return err
 	}
@@ -217,12 +230,17 @@ func speaker(l unitLog, ids map[string]string) said {
 			}
 		}
 	}
+	if l.unit == hostapi.Outside {
+		if tag, rest, ok := strings.Cut(text, ": "); ok && tag != "" && !strings.Contains(tag, " ") {
+			return said{priority: priority, tag: tag, text: rest, transport: "syslog"}
+		}
+	}
 	return said{priority: priority, tag: ids[l.unit], text: text, transport: "stdout"}
 }
 
 // journalWriter prints a line in one of journalctl's forms.
-func (s *session) journalWriter(j *journalFlags, ids map[string]string) (func(unitLog) error, error) {
-	host, _ := os.Hostname()
+func (s *session) journalWriter(j *journalFlags, of *journalFields) (func(unitLog) error, error) {
+	host, ids := of.host, of.ids
 	if j.output == "cat" {
 		return func(l unitLog) error {
 			_, err := fmt.Fprintln(s.Out, speaker(l, ids).text)
@@ -236,15 +254,7 @@ func (s *session) journalWriter(j *journalFlags, ids map[string]string) (func(un
 			e.SetIndent("", "\t")
 		}
 		return func(l unitLog) error {
-			v := speaker(l, ids)
-			fields := map[string]string{
-				"__REALTIME_TIMESTAMP": strconv.FormatInt(l.Time.UnixMicro(), 10), "MESSAGE": v.text, "PRIORITY": strconv.Itoa(v.priority),
-				"_SYSTEMD_UNIT": l.unit, "SYSLOG_IDENTIFIER": v.tag, "_HOSTNAME": host, "_TRANSPORT": v.transport, "LEGION_STREAM": l.Stream,
-			}
-			if v.pid != "" {
-				fields["SYSLOG_PID"] = v.pid
-			}
-			return e.Encode(fields)
+			return e.Encode(of.of(l))
 		}, nil
 	}
 	layout, ok := map[string]string{

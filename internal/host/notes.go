@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/machine"
 )
 
@@ -61,12 +62,14 @@ func (h *Host) sender(m Message) *unit {
 	return units[path]
 }
 
-// said puts a line from /dev/log or for systemd's journal to the others of the service whose process has
-// sent it, or into legiond's own log.
+// said puts a line from /dev/log or for systemd's journal to the others of the
+// service whose process has sent it, or into the log of those outside of units.
 func (h *Host) said(l SyslogLine) {
 	u := h.sender(Message{PID: l.PID, CgroupID: l.CgroupID})
 	if u == nil {
-		h.o.Log.Info(l.Text, "pid", l.PID, "by", "syslog")
+		if err := h.o.Logs.Write(hostapi.Outside, hostapi.Outside, l.Text); err != nil {
+			h.o.Log.Info(l.Text, "pid", l.PID, "by", "syslog", "error", err)
+		}
 		return
 	}
 	if err := h.o.Logs.Write(u.g.spec.Name, u.spec.Name, l.Text); err != nil {

@@ -349,6 +349,9 @@ func (h *Host) verb(g *group, verb string, template job, done func(outcome)) err
 // Logs writes what the group's services have written.
 func (h *Host) Logs(ctx context.Context, name string, q hostapi.LogQuery, w io.Writer) error {
 	g, err := h.Group(ctx, name)
+	if name == hostapi.Outside {
+		g.Spec, err = service.Group{Name: name, Services: []service.Service{{Name: name}}}, nil
+	}
 	if err != nil {
 		return err
 	}

@@ -134,6 +134,10 @@ type Transition struct {
 	Reason  string        `json:"reason"`
 }
 
+// Outside names the log of what programs that are in no unit have said on
+// /dev/log and to systemd's journal.
+const Outside = "syslog"
+
 // LogQuery is the query of /logs; every field is a parameter of that name.
 type LogQuery struct {
 	// Service names one service of the group; empty is the only one, or all.

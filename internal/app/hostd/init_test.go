@@ -93,6 +93,23 @@ func TestInitSyslog(t *testing.T) {
 	}
 }
 
+// TestInitSyslogOutside: what a process of no unit says is in a log of its own.
+func TestInitSyslogOutside(t *testing.T) {
+	dir := t.TempDir()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "log", "syslog", "syslog", "*.log")
+	outside := "(until test -S /dev/log; do sleep 0.02; done; exec env -i LEGION_TEST_DAEMON=syslog " + exe + ") & true"
+	cmd, out := asInit(t, dir, outside, map[string]string{
+		"main.service": "[Service]\nExecStart=/bin/sh -c 'until cat " + file + " 2>/dev/null | grep \"<4>say: hello$$\"; do sleep 0.02; done'\n",
+	}, "LEGION_TEST_ESSENTIAL=main.service")
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended with %v: %s", err, out)
+	}
+}
+
 // TestInitReadOnly: with a directory on a read-only file system the state is in
 // memory, and SIGTERM ends everything with status 0.
 func TestInitReadOnly(t *testing.T) {
