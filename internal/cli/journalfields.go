@@ -45,9 +45,12 @@ func (f *journalFields) pid(l unitLog, v said) string {
 	if v.pid != "" {
 		return v.pid
 	}
-	for _, r := range f.runs[l.unit+"/"+l.Service] {
-		if !l.Time.Before(r.Started) && (r.Exit == nil || l.Time.Before(r.Exit.At.Add(time.Second))) { // a line is dated when it is read
-			return strconv.Itoa(r.PID)
+	// A line is dated when it is read, and a run when legiond hears of it.
+	for _, slack := range []time.Duration{0, time.Second} {
+		for _, r := range f.runs[l.unit+"/"+l.Service] {
+			if !l.Time.Before(r.Started.Add(-slack)) && (r.Exit == nil || !l.Time.After(r.Exit.At.Add(slack))) {
+				return strconv.Itoa(r.PID)
+			}
 		}
 	}
 	return ""
