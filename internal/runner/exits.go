@@ -48,15 +48,15 @@ const collectWait = time.Second
 func (r *Runner) loop() {
 	defer close(r.done)
 	events := make([]unix.EpollEvent, 128)
-	for {
+	// Asked before each wait, too: Close may have come between the last one and
+	// the reading of what woke it, which takes what Close had to say with it.
+	for !r.closed() {
 		n, err := unix.EpollWait(r.epoll, events, r.timeout())
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return // only a closed descriptor: Close was called
 		}
-		select {
-		case <-r.closing:
+		if r.closed() {
 			return
-		default:
 		}
 		sweep := false
 		for _, ev := range events[:max(n, 0)] {

@@ -60,6 +60,8 @@ type Runner struct {
 	sigchld chan os.Signal
 	closing chan struct{}
 	done    chan struct{}
+	// forwarded is closed when no signal is turned into a wake any more.
+	forwarded chan struct{}
 }
 
 // Exited tells that a process is gone.
@@ -151,6 +153,7 @@ func New(o Options) (*Runner, error) {
 		sigchld:    make(chan os.Signal, 1),
 		closing:    make(chan struct{}),
 		done:       make(chan struct{}),
+		forwarded:  make(chan struct{}),
 	}
 	if r.executable == "" {
 		r.executable = "/proc/self/exe"
@@ -213,15 +216,14 @@ func (r *Runner) Told(x Exited) {
 
 // Close stops watching; processes go on.
 func (r *Runner) Close() {
-	select {
-	case <-r.closing:
+	if r.closed() {
 		return
-	default:
 	}
 	close(r.closing)
 	signal.Stop(r.sigchld)
 	r.poke()
 	<-r.done
+	<-r.forwarded
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, e := range r.entries {
@@ -229,6 +231,15 @@ func (r *Runner) Close() {
 	}
 	unix.Close(r.epoll)
 	unix.Close(r.wake)
+}
+
+func (r *Runner) closed() bool {
+	select {
+	case <-r.closing:
+		return true
+	default:
+		return false
+	}
 }
 
 // Begin ends HoldOrphans.
@@ -251,6 +262,7 @@ func (r *Runner) poke() {
 }
 
 func (r *Runner) forwardSIGCHLD() {
+	defer close(r.forwarded)
 	for {
 		select {
 		case <-r.sigchld:

@@ -25,6 +25,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("LEGION_TEST_WITHOUT_GETFD") != "" {
 		os.Exit(withoutGetfd())
 	}
+	if os.Getenv("LEGION_TEST_CLOSES") != "" {
+		os.Exit(closes())
+	}
 	r, err := New(Options{})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
