@@ -161,6 +161,10 @@ func (f forwarder) addresses() []string {
 func (f forwarder) PortForward(ctx context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
 	conn, err := f.dial(ctx, int(port))
 	if err != nil {
+		// Who calls tells the client why, and resets the stream. Before the client
+		// knows that it has the stream it would read of the reset alone; to write,
+		// if only nothing, waits until it has been told.
+		_, _ = stream.Write(nil)
 		return err
 	}
 	defer func() { _ = conn.Close() }()

@@ -278,14 +278,9 @@ func (f *fleet) forward(t *testing.T, k kubectl) {
 	server := &http.Server{ReadHeaderTimeout: limit, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "you are at "+r.URL.Path) })}
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close() })
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	free := closed.Addr().(*net.TCPAddr).Port
-	_ = closed.Close()
+	deaf := boundOnly(t)
 
-	cmd := f.command(f.ctx, k, "port-forward", "pod/box", fmt.Sprintf(":%d", listener.Addr().(*net.TCPAddr).Port), fmt.Sprintf(":%d", free))
+	cmd := f.command(f.ctx, k, "port-forward", "pod/box", fmt.Sprintf(":%d", listener.Addr().(*net.TCPAddr).Port), fmt.Sprintf(":%d", deaf))
 	out, err1 := cmd.StdoutPipe()
 	errOut, err2 := cmd.StderrPipe()
 	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
@@ -320,12 +315,33 @@ func (f *fleet) forward(t *testing.T, k kubectl) {
 	if _, err := client.Get("http://" + second); err == nil {
 		t.Error("a port that nobody listens on answers")
 	}
+	// It ends by itself, or is ended.
+	defer time.AfterFunc(limit, func() { _ = cmd.Process.Kill() }).Stop()
+	said := ""
 	for problems := bufio.NewScanner(errOut); problems.Scan(); {
-		if strings.Contains(problems.Text(), fmt.Sprintf("nothing on the node takes connections to port %d", free)) {
+		if strings.Contains(problems.Text(), fmt.Sprintf("nothing on the node takes connections to port %d", deaf)) {
 			return
 		}
+		said += problems.Text() + "\n"
 	}
-	t.Error("kubectl does not say why")
+	t.Errorf("kubectl does not say why: %q", said)
+}
+
+// boundOnly is a port that nobody listens on, and nobody else can.
+func boundOnly(t *testing.T) int {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at.(*unix.SockaddrInet4).Port
 }
 
 // top: a container that computes all the time uses a processor as far as it gets
