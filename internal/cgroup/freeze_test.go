@@ -4,32 +4,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
 
 func TestFreeze(t *testing.T) {
 	tree := open(t)
-	dir, err := tree.Create("cold.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := tree.Remove("cold.service"); err != nil { // once its process has ended
-			t.Error(err)
-		}
-	})
-	f := t.TempDir()
-	if err := syscall.Mkfifo(f+"/go", 0o600); err != nil {
-		t.Fatal(err)
-	}
-	spawn(t, dir, "read x <"+f+"/go; echo $x >"+f+"/said")
-	gate, err := os.OpenFile(f+"/go", os.O_WRONLY, 0) // it waits there, in its cgroup
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer gate.Close()
+	dir, f, gate := waiting(t, tree, "cold.service", "read x <go; echo $x >said")
 	until := func(what string, done func() bool) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
