@@ -111,6 +111,7 @@ func (o *Options) complete() error {
 // Run is legiond from start to end; nil is a stop in good order.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	small()
+	reserveThreads(threads)
 	go roomForDescriptors()
 	if os.Getpid() == 1 {
 		mountMissing(log)

@@ -100,6 +100,7 @@ type daemon struct {
 	t      *testing.T
 	dir    string
 	cgroup string
+	as     *syscall.Credential // nil: as the test
 	cmd    *exec.Cmd
 	client *hostclient.Client
 	ctx    context.Context
@@ -143,7 +144,7 @@ func (d *daemon) start() {
 	d.cmd = exec.Command("/proc/self/exe")
 	d.cmd.Env = append(os.Environ(), "LEGION_TEST_DIR="+d.dir, "LEGION_TEST_CGROUP="+d.cgroup, "NOTIFY_SOCKET="+sock.Address())
 	d.cmd.Stderr = os.Stderr
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: d.as}
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}

@@ -1,0 +1,30 @@
+package hostd
+
+import (
+	"runtime"
+	"sync"
+)
+
+// threads is how many of them legiond has from its start on. Go's runtime makes
+// another where all that there are wait in the kernel, for a disk above all, and
+// ends the program where the kernel gives none: just when nothing else on the
+// machine can be started either, and legiond is needed most.
+const threads = 32
+
+// reserveThreads makes n threads, which the runtime keeps for later.
+func reserveThreads(n int) {
+	var made, gone sync.WaitGroup
+	over := make(chan struct{})
+	for range n {
+		made.Add(1)
+		gone.Go(func() {
+			runtime.LockOSThread() // each of these goroutines has one of its own
+			defer runtime.UnlockOSThread()
+			made.Done()
+			<-over
+		})
+	}
+	made.Wait()
+	close(over)
+	gone.Wait()
+}

@@ -1,0 +1,100 @@
+package hostd
+
+import (
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"legion.dev/legion/internal/hostapi"
+	"legion.dev/legion/internal/service"
+)
+
+// nobody is who the tests start legiond as where the superuser's rights would
+// spare it a limit.
+const nobody = 65534
+
+// asNobody starts legiond anew as a user without rights.
+func (d *daemon) asNobody() {
+	d.t.Helper()
+	d.stop()
+	if os.Geteuid() == 0 {
+		if err := os.Chmod(filepath.Dir(d.dir), 0o711); err != nil {
+			d.t.Fatal(err)
+		}
+		err := filepath.Walk(d.dir, func(path string, _ os.FileInfo, err error) error {
+			if err != nil {
+				return err
+			}
+			return os.Lchown(path, nobody, nobody)
+		})
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		d.as = &syscall.Credential{Uid: nobody, Gid: nobody}
+	}
+	d.cgroup = "none"
+	d.start()
+}
+
+// TestNoProcessIsFree: where the kernel gives no process and no thread anymore,
+// legiond goes on, answers, says what it could not start, and starts it later.
+func TestNoProcessIsFree(t *testing.T) {
+	d := newDaemon(t, map[string]string{
+		"loud.service": "[Service]\nExecStart=/bin/sh -c 'while kill -0 $$PPID; do echo line; done'\n[Install]\nWantedBy=multi-user.target\n",
+		"late.service": "[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=always\nRestartSec=0\nExecStart=/bin/sleep 1000\n",
+	})
+	d.asNobody()
+	d.running("loud.service")
+	// Asked by a process of the same user: the superuser may not everywhere.
+	limit := func(to string) {
+		cmd := exec.CommandContext(d.ctx, "prlimit", "--pid", strconv.Itoa(d.cmd.Process.Pid), "--nproc="+to+":")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: d.as}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatal(string(out), err)
+		}
+	}
+	limit("0")
+	if _, err := d.client.Do(d.ctx, "late.service", "start", false); err != nil {
+		t.Error(err)
+	}
+	d.until("late.service", func(s service.Status) bool { return strings.Contains(s.Reason, "resource temporarily unavailable") })
+	var all sync.WaitGroup
+	for range 32 {
+		all.Go(func() {
+			for range 20 {
+				if _, err := d.client.Groups(d.ctx); err != nil {
+					t.Error(err)
+					return
+				}
+				log, err := d.client.Logs(d.ctx, "loud.service", hostapi.LogQuery{Tail: 1000})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = io.Copy(io.Discard, log)
+				log.Close()
+			}
+		})
+	}
+	all.Wait()
+	limit("4096")
+	d.running("late.service")
+}
+
+// TestReserveThreads: so many threads are there.
+func TestReserveThreads(t *testing.T) {
+	reserveThreads(threads)
+	entries, err := os.ReadDir("/proc/" + strconv.Itoa(os.Getpid()) + "/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) < threads {
+		t.Errorf("there are %d threads, want %d", len(entries), threads)
+	}
+}
