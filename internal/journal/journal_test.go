@@ -302,6 +302,34 @@ func TestRotationIsFollowed(t *testing.T) {
 	}
 }
 
+// TestReadEndsWhereItWasAskedFor: who does not follow gets what there was, also
+// from a service that writes on and on.
+func TestReadEndsWhereItWasAskedFor(t *testing.T) {
+	j := open(t, t.TempDir(), Options{})
+	d, other := attach(t, j, "a", "a", 1), attach(t, j, "a", "b", 1)
+	f, fo := follow(t, j, "a", "a", Query{Tail: -1}), follow(t, j, "a", "b", Query{Tail: -1})
+	d.print("one\ntwo\n")
+	other.print("three\n")
+	f.want("one", "two")
+	fo.want("three")
+	var got strings.Builder
+	err := j.Read(t.Context(), "a", "a", Query{Tail: -1}, writer(func(p []byte) {
+		got.Write(p)
+		d.print("meanwhile\n")
+		f.want("meanwhile")
+	}))
+	if text := texts(got.String()); err != nil || text != "one\ntwo\n" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if got := read(t, j, "a", "", Query{Tail: -1}); got != "one\ntwo\nthree\nmeanwhile\n" {
+		t.Errorf("of all services: %q", got)
+	}
+}
+
+type writer func([]byte)
+
+func (w writer) Write(p []byte) (int, error) { w(p); return len(p), nil }
+
 func TestServicesOfAGroupAreMerged(t *testing.T) {
 	j := open(t, t.TempDir(), Options{})
 	a, b := attach(t, j, "g", "a", 1), attach(t, j, "g", "b", 1)

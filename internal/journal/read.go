@@ -155,6 +155,9 @@ type reader struct {
 	// run, where not 0, bounds the reader to a run.
 	run   uint64
 	since []byte
+	// until, where not nil, is how far the log went when it was asked for: who
+	// does not follow is not held by one that writes faster than it is read.
+	until *position
 	woken chan struct{}
 	buf   []byte
 }
@@ -197,6 +200,8 @@ func (j *Journal) reader(group, service string, q Query) (*reader, error) {
 			return nil, fmt.Errorf("cannot read the log of %s: %w", l.title(), err)
 		}
 	}
+	asked, _ := r.end()
+	r.until = &asked
 	if l.followers == nil {
 		l.followers = make(map[chan struct{}]bool)
 	}
@@ -216,6 +221,15 @@ func (r *reader) close() {
 // end is where the reader stops for now, and whether that is for good; mu is
 // held.
 func (r *reader) end() (position, bool) {
+	end, final := r.newest()
+	if r.until != nil && r.until.before(end) {
+		end = *r.until
+	}
+	return end, final
+}
+
+// newest is how far the log goes by now; mu is held.
+func (r *reader) newest() (position, bool) {
 	here := position{r.l.last(), r.l.size}
 	if r.run == 0 {
 		return here, r.l.removed
@@ -307,6 +321,7 @@ func (r *reader) copy(w io.Writer) error {
 
 // follow writes what there is and what comes.
 func (r *reader) follow(ctx context.Context, w io.Writer) error {
+	r.until = nil
 	for {
 		r.j.mu.Lock()
 		_, final := r.end()
