@@ -122,22 +122,38 @@ type measurement struct {
 	n      int
 }
 
-// settle waits until the control plane has no more to do than at rest.
+// settle waits until the control plane has no more to do than at rest: hardly
+// anything, or what becomes no less, as the renewals of Leases do.
 func (m *measurement) settle(ctx context.Context) error {
 	if m.plane.pids == nil {
 		return wait(ctx, 3*time.Second)
 	}
+	const window = 5 // seconds
+	var used []time.Duration
 	for last := m.plane.cpu(); ; {
 		if err := wait(ctx, time.Second); err != nil {
 			return err
 		}
 		now := m.plane.cpu()
-		// What the renewals of Leases take is not waited for.
-		if now-last < 200*time.Millisecond+time.Duration(m.n)*100*time.Microsecond {
+		used = append(used, now-last)
+		last = now
+		if used[len(used)-1] < 200*time.Millisecond+time.Duration(m.n)*100*time.Microsecond {
 			return nil
 		}
-		last = now
+		if len(used) < 2*window {
+			continue
+		}
+		if recent := used[len(used)-2*window:]; sum(recent[window:]) > sum(recent[:window])*9/10 {
+			return nil
+		}
 	}
+}
+
+func sum(of []time.Duration) (all time.Duration) {
+	for _, d := range of {
+		all += d
+	}
+	return all
 }
 
 func wait(ctx context.Context, d time.Duration) error {
