@@ -56,7 +56,7 @@ func TestInitEssential(t *testing.T) {
 	}
 	cmd, out := asInit(t, dir, "true", map[string]string{
 		"main.service": "[Unit]\nAfter=side.service\nRequires=side.service\n[Service]\nExecStart=/bin/sh -c 'read x <" + dir + "/up; for i in 1 2 3; do (true & exec true) & done; wait; readlink /proc/self >" + dir + "/self; grep -c Z /proc/[0-9]*/stat >/dev/null; exit 42'\n",
-		"side.service": "[Service]\nType=exec\nExecStart=/bin/sh -c 'trap \"echo stopped >" + dir + "/side; exit\" TERM; echo up >" + dir + "/up; sleep 1000 & wait'\n",
+		"side.service": "[Service]\nType=exec\nKillMode=mixed\nExecStart=/bin/sh -c 'trap \"echo stopped >" + dir + "/side; exit\" TERM; echo up >" + dir + "/up; sleep 1000 & wait'\n",
 	}, "LEGION_TEST_ESSENTIAL=main.service")
 	err := cmd.Wait()
 	if code := cmd.ProcessState.ExitCode(); code != 42 {
