@@ -343,6 +343,11 @@ func TestServicesOfAGroupAreMerged(t *testing.T) {
 	if got := strings.Fields(read(t, j, "g", "", Query{Tail: 3})); strings.Join(got, " ") != "b3 a4 b4" {
 		t.Errorf("%v", got)
 	}
+	for tail, want := range map[int]string{-1: "a0 b0 a1 b1 a2 b2 a3 b3 a4 b4", 0: "", 1: "b4", 9: "b0 a1 b1 a2 b2 a3 b3 a4 b4", 20: "a0 b0 a1 b1 a2 b2 a3 b3 a4 b4"} {
+		if got := strings.Fields(read(t, j, "g", "", Query{Tail: tail})); strings.Join(got, " ") != want {
+			t.Errorf("the last %d: %v", tail, got)
+		}
+	}
 	f := follow(t, j, "g", "", Query{Tail: 1})
 	f.want("b4")
 	a.print("more\n")

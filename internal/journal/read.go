@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 )
 
 // errEnough ends a read at LimitBytes.
@@ -75,59 +74,6 @@ func (j *Journal) services(group string) ([]string, error) {
 	slices.Sort(names)
 	return names, nil
 }
-
-// readAll merges what is there, and then passes on lines as they come.
-func (j *Journal) readAll(ctx context.Context, group string, services []string, q Query, w io.Writer) error {
-	var lines [][]byte
-	readers := make([]*reader, 0, len(services))
-	defer func() {
-		for _, r := range readers {
-			r.close()
-		}
-	}()
-	for _, s := range services {
-		r, err := j.reader(group, s, q)
-		if errors.Is(err, ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		readers = append(readers, r)
-		var all bytes.Buffer
-		if err := r.copy(&all); err != nil {
-			return err
-		}
-		lines = append(lines, bytes.SplitAfter(all.Bytes(), []byte("\n"))...)
-	}
-	if len(readers) == 0 {
-		return fmt.Errorf("%s has no such run: %w", group, ErrNotFound)
-	}
-	slices.SortStableFunc(lines, func(a, b []byte) int { return bytes.Compare(stamp(a), stamp(b)) })
-	if q.Tail >= 0 && len(lines) > q.Tail {
-		lines = lines[len(lines)-q.Tail:]
-	}
-	if _, err := w.Write(bytes.Join(lines, nil)); err != nil || !q.Follow {
-		return err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	shared := &oneAtATime{w: w}
-	ends := make(chan error, len(readers))
-	for _, r := range readers {
-		go func() { ends <- r.follow(ctx, shared) }()
-	}
-	var first error
-	for range readers {
-		if err := <-ends; err != nil && first == nil {
-			first = err
-			cancel()
-		}
-	}
-	return first
-}
-
-func stamp(line []byte) []byte { return line[:min(len(line), timeWidth)] }
 
 func (j *Journal) readOne(ctx context.Context, group, service string, q Query, w io.Writer) error {
 	r, err := j.reader(group, service, q)
@@ -429,15 +375,4 @@ func (l *limited) Write(p []byte) (int, error) {
 		err = errEnough
 	}
 	return n, err
-}
-
-type oneAtATime struct {
-	mu sync.Mutex
-	w  io.Writer
-}
-
-func (o *oneAtATime) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.w.Write(p)
 }
