@@ -2,19 +2,19 @@ package cgroup
 
 import (
 	"bytes"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"legion.dev/legion/internal/procstat"
 )
 
 // tracked is a process that was started for a path: the leader of a session.
 type tracked struct {
-	pid   int
+	pid   int // 0 once its number may be given away
 	ticks int
 	// mark is in the environment of the process and of what it starts.
 	mark string
@@ -24,15 +24,6 @@ type tracked struct {
 type seen struct {
 	ticks int
 	mark  string
-}
-
-// process is what /proc tells of one.
-type process struct {
-	pid, parent, group, session int
-	ticks                       int
-	zombie                      bool
-	// memory: it has any, unlike those of the kernel.
-	memory bool
 }
 
 // Track tells the Tree which process was started for a path, with which
@@ -64,16 +55,18 @@ func (t *Tree) Exited(pid int) {
 	all := processes()
 	t.mu.Lock()
 	var empty []string
+	members := t.membersOf(all, func(string) bool { return true })
 	for path, leaders := range t.tracked {
 		switch {
 		case len(leaders) == 0:
-		case len(t.membersOf(leaders, all)) == 0:
+		case len(members[path]) == 0:
 			t.tracked[path] = nil
 			empty = append(empty, path)
 		case slices.ContainsFunc(leaders, func(l tracked) bool { return l.pid == pid }):
 			t.await(path)
 		}
 	}
+	t.forgetEnded(all)
 	t.mu.Unlock()
 	if len(empty) > 0 {
 		go func() {
@@ -98,7 +91,7 @@ func (t *Tree) await(path string) {
 		}
 		t.mu.Lock()
 		delete(t.awaited, path)
-		if len(t.membersOf(t.tracked[path], processes())) > 0 {
+		if len(t.membersOf(processes(), func(p string) bool { return p == path })) > 0 {
 			select {
 			case <-t.closed:
 			default:
@@ -146,59 +139,116 @@ func (t *Tree) members(path string) []int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var pids []int
-	for p, leaders := range t.tracked {
-		if p == path || len(p) > len(path) && p[:len(path)+1] == path+"/" {
-			pids = append(pids, t.membersOf(leaders, all)...)
-		}
+	for _, list := range t.membersOf(all, func(p string) bool { return p == path || strings.HasPrefix(p, path+"/") }) {
+		pids = append(pids, list...)
 	}
 	slices.Sort(pids)
 	return slices.Compact(pids)
 }
 
-// membersOf are the processes in the leaders' sessions, those with a leader's
-// mark, and the descendants of both. mu is held.
-func (t *Tree) membersOf(leaders []tracked, all map[int]process) []int {
-	in := make(map[int]bool)
-	marks := make(map[string]bool)
-	for _, l := range leaders {
-		marks[l.mark] = true
+// membersOf sorts the processes that have not ended by path: those in the
+// leaders' sessions and groups, those with a leader's mark, and the descendants of
+// both. mu is held.
+func (t *Tree) membersOf(all map[int]process, wanted func(path string) bool) map[string][]int {
+	c := claims{all: all, numbers: make(map[int][]claim), marks: make(map[string]string)}
+	for path, leaders := range t.tracked {
+		if wanted(path) {
+			c.add(path, leaders)
+		}
 	}
-	delete(marks, "")
+	first := make(map[int][]string)
 	for _, p := range all {
-		for _, l := range leaders {
-			// While a session has a member its number is not given away.
-			if p.pid == l.pid && p.ticks == l.ticks || p.session == l.pid || p.group == l.pid {
-				in[p.pid] = true
-			}
-		}
-		if len(marks) > 0 && !in[p.pid] && p.pid != os.Getpid() && marks[t.mark(p)] {
-			in[p.pid] = true
-		}
-	}
-	for grown := true; grown; {
-		grown = false
-		for _, p := range all {
-			if !in[p.pid] && in[p.parent] {
-				in[p.pid], grown = true, true
+		if paths := c.of(p); len(paths) > 0 {
+			first[p.pid] = paths
+		} else if len(c.marks) > 0 && p.pid != os.Getpid() {
+			if path, ok := c.marks[t.mark(p)]; ok {
+				first[p.pid] = []string{path}
 			}
 		}
 	}
-	var pids []int
-	for pid := range in {
-		if !all[pid].zombie {
-			pids = append(pids, pid)
+	members := make(map[string][]int)
+	for _, p := range all {
+		if p.zombie {
+			continue
+		}
+		// Up its line, which a number that was given away may make a circle.
+		for q, ok, n := p, true, 0; ok && n < len(all); n++ {
+			for _, path := range first[q.pid] {
+				if m := members[path]; len(m) == 0 || m[len(m)-1] != p.pid {
+					members[path] = append(m, p.pid)
+				}
+			}
+			q, ok = all[q.parent]
 		}
 	}
-	return pids
+	return members
+}
+
+// claims are by which numbers and marks processes belong to paths.
+type claims struct {
+	all     map[int]process
+	numbers map[int][]claim
+	marks   map[string]string
+}
+
+type claim struct {
+	path  string
+	ticks int
+}
+
+func (c *claims) add(path string, leaders []tracked) {
+	for _, l := range leaders {
+		if l.pid != 0 {
+			c.numbers[l.pid] = append(c.numbers[l.pid], claim{path, l.ticks})
+		}
+		if l.mark != "" {
+			c.marks[l.mark] = path
+		}
+	}
+}
+
+// of are the paths whose leader the process is, or in whose session or group.
+func (c *claims) of(p process) (paths []string) {
+	for i, number := range [...]int{p.pid, p.session, p.group} {
+		for _, l := range c.numbers[number] {
+			// While a session has a member its number is not given away; a leader
+			// that left its own may have been the last.
+			if q, there := c.all[number]; (there && q.ticks == l.ticks || !there && i > 0) && !slices.Contains(paths, l.path) {
+				paths = append(paths, l.path)
+			}
+		}
+	}
+	return paths
+}
+
+// forgetEnded forgets the numbers of leaders that have ended with their sessions
+// and groups: they will be others'. mu is held.
+func (t *Tree) forgetEnded(all map[int]process) {
+	used := make(map[int]bool, len(all))
+	for _, p := range all {
+		used[p.pid], used[p.session], used[p.group] = true, true, true
+	}
+	delete(used, 0) // of the kernel's own
+	for path, leaders := range t.tracked {
+		marked := make(map[string]bool)
+		t.tracked[path] = slices.DeleteFunc(leaders, func(l tracked) bool {
+			known := l.mark == "" || marked[l.mark]
+			marked[l.mark] = true
+			return !used[l.pid] && known
+		})
+		for i, l := range t.tracked[path] {
+			if !used[l.pid] {
+				t.tracked[path][i].pid = 0
+			}
+		}
+	}
+	maps.DeleteFunc(t.marks, func(pid int, _ seen) bool { return !used[pid] })
 }
 
 // mark is the INVOCATION_ID of a process, read once in its life. mu is held.
 func (t *Tree) mark(p process) string {
 	if s, ok := t.marks[p.pid]; ok && s.ticks == p.ticks {
 		return s.mark
-	}
-	if len(t.marks) > 4096 {
-		clear(t.marks)
 	}
 	s := seen{ticks: p.ticks}
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/environ")
@@ -212,65 +262,4 @@ func (t *Tree) mark(p process) string {
 	}
 	t.marks[p.pid] = s
 	return s.mark
-}
-
-// looks bounds how often all processes are looked at where some always end
-// meanwhile.
-const looks = 4
-
-// processes looks at all processes there are.
-func processes() map[int]process { return settled(look) }
-
-// settled looks again where a process has ended since it was listed: it may have
-// left a child behind, which was not listed.
-func settled(look func() (there map[int]process, over []int)) map[int]process {
-	known := make(map[int]bool) // to be over before the list was made
-	for n := 1; ; n++ {
-		there, over := look()
-		again := false
-		for _, pid := range over {
-			again = again || !known[pid]
-			known[pid] = true
-		}
-		if !again || n == looks {
-			return there
-		}
-	}
-}
-
-// look lists the processes and then looks at each; over are those that had ended
-// by then.
-func look() (there map[int]process, over []int) {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil, nil
-	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
-	there = make(map[int]process, len(names))
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		p, ok := readProcess(pid)
-		if ok {
-			there[pid] = p
-		}
-		if !ok || p.zombie {
-			over = append(over, pid)
-		}
-	}
-	return there, over
-}
-
-func readProcess(pid int) (process, bool) {
-	s, err := procstat.Read(pid)
-	if err != nil {
-		return process{}, false
-	}
-	return process{
-		pid: pid, parent: s.Number(procstat.Parent), group: s.Number(procstat.Group), session: s.Number(procstat.Session),
-		ticks: s.Number(procstat.StartTime), zombie: s.Over(), memory: s.Number(procstat.Size) != 0,
-	}, true
 }

@@ -21,10 +21,10 @@ func TestSelf(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s.Number(Parent) != os.Getppid() || s.Number(Group) != unix.Getpgrp() || s.Number(Session) != session || s.Over() {
-		t.Errorf("%q", s.fields)
+		t.Errorf("%+v", s)
 	}
 	if s.Number(StartTime) == 0 || s.Number(Threads) < 1 || s.Number(Resident) == 0 || s.Number(Size) == 0 {
-		t.Errorf("%q", s.fields)
+		t.Errorf("%+v", s)
 	}
 }
 
@@ -44,7 +44,7 @@ func TestOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !s.Over() || s.State() != 'Z' || s.Number(ExitCode) != 3<<8 || s.Number(EnvEnd) != 0 || s.Number(Size) != 0 {
-		t.Errorf("%q", s.fields)
+		t.Errorf("%+v", s)
 	}
 }
 
@@ -58,7 +58,7 @@ func TestNames(t *testing.T) {
 		}
 		s, err := ReadFile(name)
 		if err != nil || s.State() != 'S' || s.Number(Parent) != 1 || s.Number(Session) != 3 || s.Number(StartTime) != 99 || s.Number(ExitCode) != 5 {
-			t.Errorf("%q: %v %q", comm, err, s.fields)
+			t.Errorf("%q: %v %+v", comm, err, s)
 		}
 	}
 	for _, text := range []string{"", "7", "7 (a", "7 (a)", "7 (a) S 1 2"} {
@@ -66,7 +66,7 @@ func TestNames(t *testing.T) {
 			t.Fatal(err)
 		}
 		if s, err := ReadFile(name); err == nil {
-			t.Errorf("%q is understood: %q", text, s.fields)
+			t.Errorf("%q is understood: %+v", text, s)
 		}
 	}
 }
