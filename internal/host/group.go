@@ -249,6 +249,9 @@ func (g *group) status(logs Logs, lost []string, without func(*service.ExecConte
 		if u.held != nil && u.rests() {
 			s.Held, s.Reason = true, g.waitsFor(u)
 		}
+		if u.held != nil && u.held.All {
+			s.Again = u.held.By
+		}
 		st.Services = append(st.Services, s)
 	}
 	return st

@@ -17,6 +17,8 @@ type held struct {
 	By string `json:"by,omitempty"`
 	// Keep: it continues an earlier life (machine.Event, KeepCount).
 	Keep bool `json:"keep,omitempty"`
+	// All: all others start again, too, once nothing of them runs.
+	All bool `json:"all,omitempty"`
 }
 
 // staged says whether the services have an order among themselves.
@@ -141,6 +143,7 @@ func (h *Host) advance(g *group) {
 		return
 	}
 	h.advanceStops(g)
+	h.restartAll(g)
 	h.advanceStarts(g)
 	last := g.lastStage()
 	ended := !slices.ContainsFunc(g.lasting(), func(u *unit) bool { return u.held != nil || u.spec.Stage == last && !u.rests() })
@@ -176,6 +179,7 @@ func (h *Host) advanceStarts(g *group) {
 		case slices.ContainsFunc(before, func(o *unit) bool { return o.held == nil && o.rests() && !o.over() }):
 			h.letGo(g)
 			return
+		case u.held.All && g.endsForAll():
 		case len(before) == 0 && (u.stop != nil || !u.rests() || g.busyAfter(u.spec.Stage)):
 			// A restart: all of it stops first.
 		case !slices.ContainsFunc(before, func(o *unit) bool { return !o.passed() }):
@@ -188,8 +192,11 @@ func (h *Host) advanceStarts(g *group) {
 
 // letGo gives up the starts that wait: what they wait for has failed for good.
 func (h *Host) letGo(g *group) {
-	for _, u := range g.services {
+	for _, u := range slices.Clone(g.services) {
 		u.held = nil
+		if u.in.CallsAll(u.spec) {
+			h.step(u, machine.Event{Kind: machine.StopAsked, By: "what it waits for has failed"})
+		}
 	}
 	h.save(g)
 	h.dirty[g.spec.Name] = struct{}{}
@@ -197,6 +204,9 @@ func (h *Host) letGo(g *group) {
 
 // waitsFor says in words which services the start of u waits for.
 func (g *group) waitsFor(u *unit) string {
+	if u.held.All {
+		return u.held.By
+	}
 	var names []string
 	for _, o := range g.before(u) {
 		names = append(names, o.spec.Name)

@@ -72,7 +72,7 @@ func (s *step) shallRestart() bool {
 		if r.Prevent.Has(*s.Newest.Exit) {
 			return false
 		}
-		if r.Force.Has(*s.Newest.Exit) {
+		if r.Force.Has(*s.Newest.Exit) || r.All.Has(*s.Newest.Exit) {
 			return true
 		}
 	}
@@ -91,6 +91,18 @@ func (s *step) shallRestart() bool {
 		return s.Result == service.SignalResult || s.Result == service.CoreDump
 	}
 	return false
+}
+
+// CallsAll says whether the service has ended in a way that Restart.All names,
+// and rests until all of its group start again.
+func (in *Instance) CallsAll(s *service.Service) bool {
+	rests := in.State == service.Dead || in.State == service.Failed
+	return rests && !in.Stopping && !in.Stuck && in.endsAll(s)
+}
+
+func (in *Instance) endsAll(s *service.Service) bool {
+	n := in.Newest
+	return n != nil && n.Number == in.Run && n.Exit != nil && s.Restart.All.Has(*n.Exit)
 }
 
 // restartDelay is how long the next restart waits; words is empty where it is

@@ -60,6 +60,9 @@ func anyService(t *rapid.T) *service.Service {
 	if rapid.Bool().Draw(t, "backoff") {
 		s.Restart.Backoff = &service.Backoff{Initial: time.Second, Max: 10 * time.Second, ResetAfter: time.Minute}
 	}
+	if rapid.IntRange(0, 3).Draw(t, "all") == 0 {
+		s.Restart.All = service.ExitSet{Codes: []int{1}, Signals: []int{9}}
+	}
 	s.Kill.Mode = rapid.SampledFrom([]service.KillMode{"", service.KillMixed, service.KillProcess, service.KillNone}).Draw(t, "kill")
 	s.Kill.NoSIGKILL = rapid.IntRange(0, 5).Draw(t, "nokill") == 0
 	for _, p := range []**service.Probe{&s.Startup, &s.Readiness, &s.Liveness} {

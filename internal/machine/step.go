@@ -440,6 +440,14 @@ func (s *step) restartDue() {
 	if s.now.Before(s.Deadline) {
 		return
 	}
+	if s.endsAll(s.Service) { // the host sees to it (CallsAll)
+		to := service.Failed
+		if s.Result == service.Success {
+			to = service.Dead
+		}
+		s.enter(to, "all of its group are to start again")
+		return
+	}
 	s.Restarts++
 	s.begin(fmt.Sprintf("automatic restart %d", s.Restarts))
 }

@@ -134,7 +134,7 @@ func (c *compiler) restart(ctr *v1.Container, kind service.Type) service.Restart
 	default:
 		r.Mode = service.RestartAlways
 	}
-	ruled(ctr, &r.Force)
+	ruled(ctr, &r)
 	return r
 }
 

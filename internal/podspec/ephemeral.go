@@ -6,9 +6,8 @@ import (
 	"legion.dev/legion/internal/service"
 )
 
-// ephemeral compiles the ephemeral containers that can run; init is how many
-// init containers come before the others.
-func (c *compiler) ephemeral(init int) []service.Service {
+// ephemeral compiles the ephemeral containers that can run.
+func (c *compiler) ephemeral() []service.Service {
 	var out []service.Service
 	blocked := c.report.Blocked
 	for i, ctr := range Ephemeral(c.pod) {
@@ -21,9 +20,7 @@ func (c *compiler) ephemeral(init int) []service.Service {
 			continue
 		}
 		s.Ephemeral, s.Restart = true, service.Restart{Mode: service.RestartNo}
-		if init > 0 {
-			s.Stage = init + 1 // they stop with the containers, before the sidecars
-		}
+		s.Stage = c.lastStage() // they stop with the containers, before the sidecars
 		out = append(out, s)
 	}
 	c.report.Blocked, c.target = blocked, ""

@@ -77,7 +77,7 @@ var Fields = []Field{
 	{"spec.containers[].resources.claims", Nowhere, ""},
 	{"spec.containers[].resizePolicy", AsRoot, "`kubectl patch POD --subresource resize`: the limits of what runs are set anew, or the container is restarted. PodResizePending is Infeasible or Deferred where the node has no room, looked at every 10 s; PodResizeInProgress says with reason Error what this machine's cgroups cannot do, and a memory limit below what is in use. spec.resources changes without these conditions"},
 	{"spec.containers[].restartPolicy", Everywhere, "before the pod's"},
-	{"spec.containers[].restartPolicyRules", Partly, "action Restart; RestartAllContainers restarts the container alone"},
+	{"spec.containers[].restartPolicyRules", Everywhere, "the first that fits, with the actions Restart and RestartAllContainers. Both come after the back-off of the container that has ended; then the latter kills all others, init containers included, keeps the volumes, and begins again with the first. The condition AllContainersRestarting tells until the last are started. Ephemeral containers stay"},
 	{"spec.containers[].volumeDevices", Nowhere, ""},
 	{"spec.containers[].volumeMounts[]", AsRoot, "subPath, subPathExpr, recursiveReadOnly, mountPropagation; each container has a mount namespace of its own"},
 	{"spec.containers[].volumeMounts[].readOnly", AsRoot, ""},

@@ -58,7 +58,6 @@ func (c *compiler) containerFields(ctr *v1.Container, at string) {
 	}
 	when(c.unbounded(ctr.Resources.Limits), "resources.limits")
 	when(len(ctr.Resources.Claims) > 0, "resources.claims")
-	when(slices.ContainsFunc(ctr.RestartPolicyRules, func(r v1.ContainerRestartRule) bool { return r.Action != v1.ContainerRestartRuleActionRestart }), "restartPolicyRules")
 	when(len(ctr.VolumeDevices) > 0, "volumeDevices")
 	when(!c.node.Root && ctr.TerminationMessagePath != "" && ctr.TerminationMessagePath != v1.TerminationMessagePathDefault, "terminationMessagePath")
 	if !c.node.Root {

@@ -158,25 +158,30 @@ func Compile(pod *v1.Pod, node Node, objects Objects) (service.Group, Report) {
 		c.volumes()
 		g.Resources = c.podLimits()
 	}
-	init := len(pod.Spec.InitContainers)
-	for i := range init {
+	for i := range pod.Spec.InitContainers {
 		s := c.container(&pod.Spec.InitContainers[i], fmt.Sprintf("spec.initContainers[%d]", i))
 		s.Stage = i + 1
 		g.Services = append(g.Services, s)
 	}
 	for i := range pod.Spec.Containers {
 		s := c.container(&pod.Spec.Containers[i], fmt.Sprintf("spec.containers[%d]", i))
-		if init > 0 {
-			s.Stage = init + 1
-		}
+		s.Stage = c.lastStage()
 		g.Services = append(g.Services, s)
 	}
-	g.Services = append(g.Services, c.ephemeral(init)...)
+	g.Services = append(g.Services, c.ephemeral()...)
 	c.holdPIDs(&g)
 	for _, path := range c.report.NotHonoured {
 		g.Warnings = append(g.Warnings, service.Warning{Text: path + " is not honoured yet"})
 	}
 	return g, c.report
+}
+
+// lastStage is that of the containers, 0 where the group has no stages.
+func (c *compiler) lastStage() int {
+	if init := len(c.pod.Spec.InitContainers); init > 0 || RestartsAll(c.pod) {
+		return init + 1
+	}
+	return 0
 }
 
 // Decode reads the pod that Compile kept with a group.

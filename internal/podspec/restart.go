@@ -16,10 +16,10 @@ func policyOf(pod *v1.Pod, ctr *v1.Container) v1.RestartPolicy {
 	return pod.Spec.RestartPolicy
 }
 
-// Restarts says whether a container that ended so is run again: by a rule of its
-// own, else by its policy, else by the pod's.
+// Restarts says whether a container that ended so is run again, alone or with
+// the others: by a rule of its own, else by its policy, else by the pod's.
 func Restarts(pod *v1.Pod, ctr *v1.Container, exitCode int32) bool {
-	if byRule(ctr, exitCode) {
+	if byRule(ctr, exitCode) != "" {
 		return true
 	}
 	switch policyOf(pod, ctr) {
@@ -32,38 +32,61 @@ func Restarts(pod *v1.Pod, ctr *v1.Container, exitCode int32) bool {
 	}
 }
 
-// byRule: one of the container's restartPolicyRules wants it run again. There
-// are none that want the opposite.
-func byRule(ctr *v1.Container, exitCode int32) bool {
-	return slices.ContainsFunc(ctr.RestartPolicyRules, func(r v1.ContainerRestartRule) bool {
+// RestartsAll says whether an end of one of the pod's containers may have all of
+// them started again.
+func RestartsAll(pod *v1.Pod) bool {
+	return slices.ContainsFunc(Containers(pod), func(c *v1.Container) bool {
+		return slices.ContainsFunc(c.RestartPolicyRules, func(r v1.ContainerRestartRule) bool {
+			return r.Action == v1.ContainerRestartRuleActionRestartAllContainers
+		})
+	})
+}
+
+// byRule is what the first of the container's restartPolicyRules that fits the
+// end wants, empty for none.
+func byRule(ctr *v1.Container, exitCode int32) v1.ContainerRestartRuleAction {
+	for _, r := range ctr.RestartPolicyRules {
 		if r.ExitCodes == nil {
-			return false
+			continue
 		}
 		within := slices.Contains(r.ExitCodes.Values, exitCode)
 		switch r.ExitCodes.Operator {
 		case v1.ContainerRestartRuleOnExitCodesOpIn:
-			return within
 		case v1.ContainerRestartRuleOnExitCodesOpNotIn:
-			return !within
+			within = !within
+		default:
+			continue
 		}
-		return false
-	})
+		if within {
+			return r.Action
+		}
+	}
+	return ""
 }
 
-// ruled adds the ends after which the container's rules want it run again. Who
-// is ended by a signal has its number and 128 as exit code.
-func ruled(ctr *v1.Container, force *service.ExitSet) {
+// ruled adds the ends after which the container's rules want it, or all
+// containers, run again. Who is ended by a signal has its number and 128 as exit
+// code.
+func ruled(ctr *v1.Container, r *service.Restart) {
 	if len(ctr.RestartPolicyRules) == 0 {
 		return
 	}
-	for code := range 256 {
-		if byRule(ctr, int32(code)) {
-			force.Codes = append(force.Codes, code)
+	set := func(code int) *service.ExitSet {
+		switch byRule(ctr, int32(code)) {
+		case v1.ContainerRestartRuleActionRestart:
+			return &r.Force
+		case v1.ContainerRestartRuleActionRestartAllContainers:
+			return &r.All
 		}
+		return &service.ExitSet{}
+	}
+	for code := range 256 {
+		s := set(code)
+		s.Codes = append(s.Codes, code)
 	}
 	for signal := 1; signal <= 64; signal++ {
-		if byRule(ctr, int32(128+signal)) && !slices.Contains(force.Signals, signal) {
-			force.Signals = append(force.Signals, signal)
+		if s := set(128 + signal); !slices.Contains(s.Signals, signal) {
+			s.Signals = append(s.Signals, signal)
 		}
 	}
 }

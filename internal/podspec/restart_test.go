@@ -54,3 +54,31 @@ func TestRestarts(t *testing.T) {
 		}
 	}
 }
+
+// TestRestartsAll: the first rule that fits is what counts, and all containers
+// have a stage where one of them may have all start again.
+func TestRestartsAll(t *testing.T) {
+	rule := func(action v1.ContainerRestartRuleAction, codes ...int32) v1.ContainerRestartRule {
+		return v1.ContainerRestartRule{Action: action, ExitCodes: &v1.ContainerRestartRuleOnExitCodes{Operator: v1.ContainerRestartRuleOnExitCodesOpIn, Values: codes}}
+	}
+	class, never := HostRuntime, v1.ContainerRestartPolicyNever
+	pod := &v1.Pod{Spec: v1.PodSpec{RuntimeClassName: &class, Containers: []v1.Container{
+		{Name: "a", Command: []string{"x"}, RestartPolicy: &never, RestartPolicyRules: []v1.ContainerRestartRule{
+			rule(v1.ContainerRestartRuleActionRestart, 1, 137), rule(v1.ContainerRestartRuleActionRestartAllContainers, 0, 1, 143),
+		}},
+		{Name: "b", Command: []string{"x"}},
+	}}}
+	g, report := Compile(pod, node, nil)
+	r := g.Services[0].Restart
+	for exit, want := range map[service.Exit]string{
+		{}: "all", {Code: 1}: "alone", {Code: 2}: "", {Code: 143}: "all", {Signal: 15}: "all", {Signal: 9}: "alone", {Signal: 2}: "",
+	} {
+		got := map[[2]bool]string{{true, false}: "alone", {false, true}: "all"}[[2]bool{r.Force.Has(exit), r.All.Has(exit)}]
+		if got != want {
+			t.Errorf("after %+v it starts again %q, want %q", exit, got, want)
+		}
+	}
+	if len(report.NotHonoured) > 0 || g.Services[0].Stage != 1 || g.Services[1].Stage != 1 || !Restarts(pod, &pod.Spec.Containers[0], 143) {
+		t.Errorf("%+v, %q", g.Services, report.NotHonoured)
+	}
+}

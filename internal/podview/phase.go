@@ -30,7 +30,7 @@ func phase(in Input, prev v1.PodPhase, s *v1.PodStatus) v1.PodPhase {
 			continue
 		}
 		stopped++
-		if in.Gone || !podspec.Restarts(in.Pod, &in.Pod.Spec.Containers[i], ended.ExitCode) {
+		if in.Gone || !podspec.Restarts(in.Pod, &in.Pod.Spec.Containers[i], ended.ExitCode) && !again(in, c.Name) {
 			final++
 		}
 		if ended.ExitCode == 0 {
@@ -84,7 +84,7 @@ func initPhase(in Input, s *v1.PodStatus) initialization {
 			// Its end says nothing of the pod's.
 		case c.State.Running != nil, ended == nil, ended.ExitCode == 0 && c.State.Waiting != nil:
 			out.pending = true
-		case ended.ExitCode != 0 && (in.Gone || !podspec.Restarts(in.Pod, spec, ended.ExitCode)):
+		case ended.ExitCode != 0 && (in.Gone || !podspec.Restarts(in.Pod, spec, ended.ExitCode) && !again(in, c.Name)):
 			out.failed = true
 		case ended.ExitCode != 0:
 			out.pending = true

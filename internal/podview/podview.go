@@ -22,7 +22,7 @@ const NotHonoured v1.PodConditionType = "legion.dev/NotHonoured"
 // Owns says whether the agent is the writer of a condition.
 func Owns(kind v1.PodConditionType) bool {
 	switch kind {
-	case v1.PodScheduled, v1.PodReady, v1.ContainersReady, v1.PodInitialized, v1.PodReadyToStartContainers, NotHonoured, v1.PodResizePending, v1.PodResizeInProgress:
+	case v1.PodScheduled, v1.PodReady, v1.ContainersReady, v1.PodInitialized, v1.PodReadyToStartContainers, NotHonoured, v1.PodResizePending, v1.PodResizeInProgress, v1.AllContainersRestarting:
 		return true
 	default:
 		return false
@@ -59,10 +59,10 @@ type Input struct {
 
 // Status is the pod's status.
 func Status(in Input) v1.PodStatus {
-	prev := in.Previous
-	if prev == nil {
-		prev = &v1.PodStatus{}
+	if in.Previous == nil {
+		in.Previous = &v1.PodStatus{}
 	}
+	prev := in.Previous
 	s := *prev.DeepCopy()
 	s.ObservedGeneration = in.Pod.Generation
 	if s.StartTime == nil {
@@ -187,10 +187,17 @@ func conditions(in Input, s *v1.PodStatus) {
 	switch {
 	case s.Phase == v1.PodSucceeded:
 		set(v1.PodInitialized, true, done, "")
-	case len(incomplete) == 0 || anyStarted(s.ContainerStatuses):
+	case len(incomplete) == 0 || anyStarted(s.ContainerStatuses) || initializedOnce(in):
 		set(v1.PodInitialized, true, "", "")
 	default:
 		set(v1.PodInitialized, false, "ContainersNotInitialized", fmt.Sprintf("containers with incomplete status: %s", incomplete))
+	}
+	if podspec.RestartsAll(in.Pod) {
+		if why := restarting(in); done == "" && why != "" {
+			set(v1.AllContainersRestarting, true, startedReason, why)
+		} else {
+			set(v1.AllContainersRestarting, false, done, "")
+		}
 	}
 	reason, message := done, ""
 	if unready := unready(in.Pod, s); done == "" && len(unready) > 0 {

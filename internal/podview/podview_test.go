@@ -26,7 +26,9 @@ type script struct {
 	Gates         []string         `json:"gates,omitempty"`
 	Init          bool             `json:"init,omitempty"`
 	Sidecar       bool             `json:"sidecar,omitempty"`
-	Steps         []struct {
+	// All: where the container ends with 42, all start again.
+	All   bool `json:"all,omitempty"`
+	Steps []struct {
 		// At is in seconds after the start of the script.
 		At       int               `json:"at"`
 		Does     string            `json:"does"`
@@ -81,6 +83,12 @@ func play(t *testing.T, s script) []byte {
 	pod := &v1.Pod{Spec: v1.PodSpec{RestartPolicy: s.RestartPolicy}}
 	pod.Name, pod.Namespace, pod.UID, pod.Generation = "p", "ns", "u1", 1
 	pod.Spec.Containers = []v1.Container{{Name: "c", Image: "none"}}
+	if s.All {
+		pod.Spec.Containers[0].RestartPolicyRules = []v1.ContainerRestartRule{{
+			Action:    v1.ContainerRestartRuleActionRestartAllContainers,
+			ExitCodes: &v1.ContainerRestartRuleOnExitCodes{Operator: v1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}},
+		}}
+	}
 	if s.Init {
 		pod.Spec.InitContainers = []v1.Container{{Name: "i", Image: "none"}}
 	}

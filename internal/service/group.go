@@ -467,6 +467,9 @@ type Restart struct {
 	// RestartForceExitStatus=.
 	Prevent ExitSet `json:"prevent,omitzero"`
 	Force   ExitSet `json:"force,omitzero"`
+	// All are ends after which, once the delay is over, all services of the
+	// group are ended and start again, by their stages.
+	All ExitSet `json:"all,omitzero"`
 }
 
 // Backoff is an exponential delay between restarts.

@@ -102,6 +102,9 @@ type Status struct {
 	Ephemeral bool `json:"ephemeral,omitempty"`
 	// Held: its start waits for other services of the group (Service.Stage).
 	Held bool `json:"held,omitempty"`
+	// Again is why it is to start again with all others of the group (Restart.All
+	// of Service), and has not yet.
+	Again string `json:"again,omitempty"`
 	// Started: the startup probe (if any) has succeeded.
 	Started bool `json:"started"`
 	// Probe is the last word of a failing probe.
