@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"legion.dev/legion/internal/machine"
@@ -16,13 +14,16 @@ import (
 // findMain looks for the main process that a Type=forking service left behind,
 // or takes the one that MAINPID= names.
 func (h *Host) findMain(u *unit, e machine.FindMain) {
-	pid, err := e.PID, error(nil)
-	if pid == 0 {
-		pid, err = h.lookForMain(u)
+	pid, by, err := e.PID, uint32(0), error(nil)
+	switch {
+	case pid == 0:
+		pid, by, err = h.lookForMain(u)
+	case u.in.Main != nil:
+		by = userOf(u.in.Main.PID)
 	}
 	var p Process
 	if err == nil {
-		p, err = h.adoptMain(u, pid)
+		p, err = h.adoptMain(u, pid, by)
 	}
 	if err != nil {
 		if e.PID == 0 && h.takeEnded(u, e.Run, pid) {
@@ -85,11 +86,11 @@ func (h *Host) movedOn(o owner) bool {
 	if !up || m == nil || m.ID != o.proc || o.u.spec.PIDFile == "" {
 		return false
 	}
-	pid, err := h.lookForMain(o.u)
+	pid, by, err := h.lookForMain(o.u)
 	if err != nil || pid == m.PID {
 		return false
 	}
-	p, err := h.adoptMain(o.u, pid)
+	p, err := h.adoptMain(o.u, pid, by)
 	if err != nil {
 		return false
 	}
@@ -99,13 +100,17 @@ func (h *Host) movedOn(o owner) bool {
 	return true
 }
 
-func (h *Host) adoptMain(u *unit, pid int) (Process, error) {
+// adoptMain makes a process the service's main one that the user by has named.
+func (h *Host) adoptMain(u *unit, pid int, by uint32) (Process, error) {
 	if pid <= 1 || pid == os.Getpid() {
 		return nil, fmt.Errorf("process %d cannot be the main process of a service", pid)
 	}
-	if mode, _ := h.o.Cgroups.Mode(); mode != "none" {
-		if _, ok := h.o.Cgroups.Of(pid, []string{u.cgroup}); !ok {
+	if _, ok := h.o.Cgroups.Of(pid, []string{u.cgroup}); !ok {
+		if mode, _ := h.o.Cgroups.Mode(); mode != "none" {
 			return nil, fmt.Errorf("process %d is not one of %s", pid, u.title())
+		}
+		if !mayName(by, pid) {
+			return nil, fmt.Errorf("process %d is not known as one of %s, and is another user's than the one who names it", pid, u.title())
 		}
 	}
 	p, err := h.o.Processes.Adopt(pid, 0)
@@ -115,24 +120,18 @@ func (h *Host) adoptMain(u *unit, pid int) (Process, error) {
 	return p, nil
 }
 
-func (h *Host) lookForMain(u *unit) (int, error) {
+// lookForMain finds the process that is to be the main one, and the user who
+// says so, 0 where legiond itself does.
+func (h *Host) lookForMain(u *unit) (pid int, by uint32, err error) {
 	if file := u.spec.PIDFile; file != "" {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return 0, fmt.Errorf("no main process yet: %w", err)
-		}
-		pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
-		if err != nil || pid <= 1 {
-			return 0, fmt.Errorf("%s does not hold a process ID", file)
-		}
-		return pid, nil
+		return readPIDFile(file)
 	}
 	pids, err := h.o.Cgroups.Pids(u.cgroup)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if len(pids) == 1 {
-		return pids[0], nil
+		return pids[0], 0, nil
 	}
 	// As systemd: the one whose parent is the service manager, if it is alone.
 	var found []int
@@ -142,9 +141,9 @@ func (h *Host) lookForMain(u *unit) (int, error) {
 		}
 	}
 	if len(found) == 1 {
-		return found[0], nil
+		return found[0], 0, nil
 	}
-	return 0, fmt.Errorf("%d processes, and no telling which is the main one", len(pids))
+	return 0, 0, fmt.Errorf("%d processes, and no telling which is the main one", len(pids))
 }
 
 // parent is 0 for a process that is gone.

@@ -1,10 +1,7 @@
 package host
 
 import (
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"legion.dev/legion/internal/machine"
@@ -131,8 +128,8 @@ func (u *unit) daemon(p machine.Proc, pid int) bool {
 	if u.spec.Type != service.Forking || p.Kind != service.Start || u.spec.PIDFile == "" {
 		return false
 	}
-	data, err := os.ReadFile(u.spec.PIDFile)
-	return err == nil && strings.TrimSpace(string(data)) == strconv.Itoa(pid)
+	named, _, err := readPIDFile(u.spec.PIDFile)
+	return err == nil && named == pid
 }
 
 // endUnborn ends what has not reached exec: nobody waits for it any more.

@@ -157,6 +157,9 @@ func (s *step) startLate() {
 	if s.State == service.Start && s.Service.Type == service.DBus {
 		words += ": it does not own the name " + s.Service.BusName + " on the system bus"
 	}
+	if s.State == service.Start && s.Service.Type == service.Forking && s.Control == nil {
+		words += ": " + s.Reason // why there is no main process
+	}
 	s.enterSignal(service.StopSigterm, service.Timeout, words)
 }
 
@@ -261,7 +264,7 @@ func (s *step) startMainMissing() {
 	case !s.ev.Left && !s.ev.Gone:
 		s.enterSignal(service.StopSigterm, service.Protocol, "the daemon is gone: "+s.ev.Message)
 	case !s.ev.Gone: // the daemon may write it yet; Poll and Deadline are set
-		s.Gone = time.Time{}
+		s.Gone, s.Reason = time.Time{}, s.ev.Message
 	case s.Gone.IsZero():
 		s.Gone = s.now
 	case s.now.Sub(s.Gone) >= gonePatience && !s.ev.Untold:

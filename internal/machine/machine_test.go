@@ -212,6 +212,22 @@ func TestForkingWithPIDFile(t *testing.T) {
 	}
 }
 
+// TestForkingWithoutPIDFile: why there is no main process is said.
+func TestForkingWithoutPIDFile(t *testing.T) {
+	p := play(t, service.Service{Type: service.Forking, PIDFile: "/run/d.pid", TimeoutStart: 15 * time.Millisecond})
+	p.start().up()
+	p.left = true
+	missing := Event{Kind: MainMissing, Run: 1, Message: "no file"}
+	p.control(0).give("missing", missing)
+	if p.in.Reason != missing.Message {
+		t.Errorf("meanwhile %q", p.in.Reason)
+	}
+	p.wait().give("missing", missing).wait()
+	if want := "not started within 15ms: no file"; p.in.State != service.StopSigterm || p.in.Reason != want {
+		t.Errorf("it is %s: %q", p.in.State, p.in.Reason)
+	}
+}
+
 func TestForkingWithoutMain(t *testing.T) {
 	p := play(t, service.Service{Type: service.Forking})
 	p.start().up()
