@@ -107,10 +107,7 @@ func (f *fleet) hooks(t *testing.T) {
 			t.Errorf("log: %q, %v", text, err)
 		}
 	}
-	if err := f.api.CoreV1().Pods("default").Delete(f.ctx, "hooks", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	f.pod("hooks", func(p *v1.Pod) bool { return p == nil })
+	f.delete("hooks")
 	if text, err := os.ReadFile(file); err != nil || string(text) != "postStart\npreStop\nterm\n" {
 		t.Errorf("after its end: %q, %v", text, err)
 	}
@@ -184,10 +181,7 @@ func (f *fleet) follow(t *testing.T) {
 		text, err := io.ReadAll(stream)
 		got <- result{first + string(text), err}
 	}()
-	if err := f.api.CoreV1().Pods("default").Delete(f.ctx, "short", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	f.pod("short", func(p *v1.Pod) bool { return p == nil })
+	f.delete("short")
 	select {
 	case r := <-got:
 		if r.err != nil || !strings.HasPrefix("I am short\nbye\n", r.text) {
@@ -383,10 +377,7 @@ func (f *fleet) volumes(t *testing.T) {
 	if _, err := os.Stat(f.path("agent/pods/" + string(pod.UID) + "/volumes/scratch/x")); err != nil {
 		t.Errorf("the emptyDir: %v", err)
 	}
-	if err := f.api.CoreV1().Pods("default").Delete(f.ctx, "volumes", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	f.pod("volumes", func(p *v1.Pod) bool { return p == nil })
+	f.delete("volumes")
 	if err := f.awaitRemoved("pod-" + string(pod.UID)); err != nil {
 		t.Error(err)
 	}

@@ -203,11 +203,37 @@ func (f *fleet) node(cond func(*v1.Node) bool) *v1.Node {
 	return await(f.t, w, err, cond)
 }
 
-// pod waits until a pod is as cond says; nil is that it is gone.
+// pod waits until a pod is as cond says.
 func (f *fleet) pod(name string, cond func(*v1.Pod) bool) *v1.Pod {
 	f.t.Helper()
-	w, err := f.api.CoreV1().Pods("default").Watch(f.ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
+	w, err := f.watch(name)
 	return await(f.t, w, err, cond)
+}
+
+// watch tells of a pod, if there is one.
+func (f *fleet) watch(name string) (watch.Interface, error) {
+	return f.api.CoreV1().Pods("default").Watch(f.ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
+}
+
+// gone waits until a pod has gone, which end brings about: it may be gone at
+// once, of which a watch that is opened later does not tell.
+func (f *fleet) gone(name string, end func()) {
+	f.t.Helper()
+	w, err := f.watch(name)
+	if err == nil {
+		end()
+	}
+	await(f.t, w, err, func(p *v1.Pod) bool { return p == nil })
+}
+
+// delete deletes a pod, and waits until it has gone.
+func (f *fleet) delete(name string) {
+	f.t.Helper()
+	f.gone(name, func() {
+		if err := f.api.CoreV1().Pods("default").Delete(f.ctx, name, metav1.DeleteOptions{}); err != nil {
+			f.t.Fatal(err)
+		}
+	})
 }
 
 // await waits for an object for which cond holds; it is asked with nil when the

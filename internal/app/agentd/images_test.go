@@ -3,6 +3,7 @@ package agentd
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -27,8 +28,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 
 	"legion.dev/legion/internal/image"
 )
@@ -196,17 +195,16 @@ func (f *fleet) imageIsRespected(t *testing.T, at string) {
 	if id := pod.Status.ContainerStatuses[0].ImageID; !strings.HasPrefix(id, strings.TrimSuffix(at, ":v1")+"@sha256:") {
 		t.Errorf("imageID %q", id)
 	}
-	stopped := make(chan string, 1)
-	go func() {
-		text, _ := f.log("plain", v1.PodLogOptions{Follow: true})
-		stopped <- text
-	}()
-	if err := f.api.CoreV1().Pods("default").Delete(f.ctx, "plain", metav1.DeleteOptions{}); err != nil {
+	ctx, cancel := context.WithTimeout(f.ctx, limit)
+	defer cancel()
+	stream, err := f.stream(ctx, "plain", v1.PodLogOptions{Follow: true})
+	if err != nil {
 		t.Fatal(err)
 	}
-	f.pod("plain", func(p *v1.Pod) bool { return p == nil })
-	if text := <-stopped; !strings.Contains(text, "signal: quit\n") {
-		t.Errorf("the log at its end: %q", text)
+	defer func() { _ = stream.Close() }()
+	f.delete("plain")
+	if text, err := io.ReadAll(stream); err != nil || !strings.Contains(string(text), "signal: quit\n") {
+		t.Errorf("the log at its end: %q, %v", text, err)
 	}
 	if err := f.awaitRemoved("pod-" + string(pod.UID)); err != nil {
 		t.Error(err)
@@ -251,12 +249,7 @@ func (f *fleet) containerCrashes(t *testing.T, at string) {
 
 func (f *fleet) remove(name string, pod *v1.Pod) {
 	f.t.Helper()
-	// One that has ended may be gone at once: the watch comes first.
-	w, watchErr := f.api.CoreV1().Pods("default").Watch(f.ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
-	if err := f.api.CoreV1().Pods("default").Delete(f.ctx, name, metav1.DeleteOptions{}); err != nil {
-		f.t.Fatal(err)
-	}
-	await(f.t, w, watchErr, func(p *v1.Pod) bool { return p == nil })
+	f.delete(name)
 	if err := f.awaitRemoved("pod-" + string(pod.UID)); err != nil {
 		f.t.Error(err)
 	}

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	fleets "legion.dev/legion/internal/fleet"
 	"legion.dev/legion/internal/hostapi"
@@ -143,15 +142,12 @@ func (f *fleet) expired(t *testing.T, pod *v1.Pod) {
 	f.expire(t)
 	f.server()
 	f.agent("--token", f.token())
-	rejoined := f.create("rejoined", named, "sh", "-c", forever)
+	f.create("rejoined", named, "sh", "-c", forever)
 	f.pod("rejoined", ready)
 	if now := f.pid(pod); now != pid {
 		t.Errorf("the pod's process was %d, and is %d", pid, now)
 	}
-	if err := f.api.CoreV1().Pods("default").Delete(f.ctx, rejoined.Name, metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	f.pod("rejoined", func(p *v1.Pod) bool { return p == nil })
+	f.delete("rejoined")
 }
 
 // expire puts a certificate in place of the agent's that is the same but for

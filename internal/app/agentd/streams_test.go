@@ -383,10 +383,11 @@ func (f *fleet) drain(t *testing.T, k kubectl) {
 	evicted, drained := f.pod("evicted", ready), f.pod("drained", ready)
 	pids := []int{f.pid(evicted), f.pid(drained)}
 	eviction := `{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "evicted", "namespace": "default"}}`
-	if _, stderr, status := f.run(k, strings.NewReader(eviction), "create", "--raw", "/api/v1/namespaces/default/pods/evicted/eviction", "-f", "-"); status != 0 {
-		t.Errorf("eviction: %d, %s", status, stderr)
-	}
-	f.pod("evicted", func(p *v1.Pod) bool { return p == nil })
+	f.gone("evicted", func() {
+		if _, stderr, status := f.run(k, strings.NewReader(eviction), "create", "--raw", "/api/v1/namespaces/default/pods/evicted/eviction", "-f", "-"); status != 0 {
+			t.Fatalf("eviction: %d, %s", status, stderr)
+		}
+	})
 	if _, stderr, status := f.run(k, nil, "cordon", "n1"); status != 0 {
 		t.Errorf("cordon: %d, %s", status, stderr)
 	}
