@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"legion.dev/legion/internal/sandbox"
 	"legion.dev/legion/internal/service"
 )
@@ -116,29 +118,65 @@ func makeDirectory(path string, d service.Directory, owned bool, id identity) er
 	if d.Mode&0o2000 != 0 {
 		mode |= fs.ModeSetgid
 	}
+	dir, err := openDirectory(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
 	if owned && id.credential != nil {
-		if err := chownTree(path, int(id.uid), int(id.gid)); err != nil {
+		if err := chownTree(dir, int(id.uid), int(id.gid)); err != nil {
 			return err
 		}
 	}
-	return os.Chmod(path, mode)
+	return dir.Chmod(".", mode)
+}
+
+// openDirectory opens what legiond is to change the owner and the mode of. Where
+// it lies in a directory of a user's, a link of that user's may be in its place,
+// to anywhere; only links of those who may change everything are followed.
+func openDirectory(path string) (*os.Root, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", fd))
+	}
+	if st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return nil, fmt.Errorf("it is a link of user %d, which is not followed", st.Uid)
+	}
+	target := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(fd, "", target)
+	if err != nil {
+		return nil, err
+	}
+	to := string(target[:n])
+	if !filepath.IsAbs(to) {
+		to = filepath.Join(filepath.Dir(path), to)
+	}
+	return os.OpenRoot(to)
 }
 
 // chownTree gives a directory to a user, with what is in it where the directory
 // itself was somebody else's.
-func chownTree(dir string, uid, gid int) error {
-	st, err := os.Lstat(dir)
+func chownTree(dir *os.Root, uid, gid int) error {
+	st, err := dir.Lstat(".")
 	if err != nil {
 		return err
 	}
 	if s, ok := st.Sys().(*syscall.Stat_t); ok && int(s.Uid) == uid && int(s.Gid) == gid {
 		return nil
 	}
-	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+	return fs.WalkDir(dir.FS(), ".", func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		return os.Lchown(path, uid, gid)
+		return dir.Lchown(path, uid, gid)
 	})
 }
 
