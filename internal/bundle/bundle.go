@@ -72,9 +72,10 @@ func Prepare(c *service.Container, list []service.Mount, cgroup string, holder i
 	return nil
 }
 
-// Release takes away what Prepare made. The container must not run.
+// Release takes away what Prepare made, and what a runtime that was killed while
+// it took the container away still knew of it. The container must not run.
 func Release(c *service.Container, list []service.Mount) error {
-	return errors.Join(release(c), mounts.ReleaseSources(list))
+	return errors.Join(release(c), mounts.ReleaseSources(list), os.RemoveAll(filepath.Join(c.State, c.ID)))
 }
 
 func release(c *service.Container) error {

@@ -2,6 +2,8 @@ package bundle
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -131,6 +133,9 @@ func TestPrepare(t *testing.T) {
 	}
 	if left := mountsUnder(t, dir); len(left) != 0 {
 		t.Errorf("mounts are left: %v", left)
+	}
+	if _, err := os.Stat(in("state/pod-x-c")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what the runtime knew of the container is left: %v", err)
 	}
 	if text, err := os.ReadFile(in("volume/was/file")); err != nil || string(text) != "mine" {
 		t.Errorf("the volume: %q, %v", text, err)

@@ -274,6 +274,16 @@ func (t *Tree) root1(controller string) (string, error) {
 }
 
 func (t *Tree) under1(mountinfo, own, controller string) (string, error) {
+	dir, err := own1(mountinfo, own, controller)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, filepath.Base(t.root)), nil
+}
+
+// own1 is the directory of this process's own cgroup in the hierarchy of a
+// controller of version 1.
+func own1(mountinfo, own, controller string) (string, error) {
 	for line := range strings.Lines(mountinfo) {
 		before, after, _ := strings.Cut(line, " - ")
 		fields, kind := strings.Fields(before), strings.Fields(after)
@@ -290,7 +300,7 @@ func (t *Tree) under1(mountinfo, own, controller string) (string, error) {
 		if rel, err := filepath.Rel(unescape(fields[3]), path); err == nil && filepath.IsLocal(rel) {
 			path = rel
 		}
-		return filepath.Join(unescape(fields[4]), path, filepath.Base(t.root)), nil
+		return filepath.Join(unescape(fields[4]), path), nil
 	}
 	return "", errNoController
 }

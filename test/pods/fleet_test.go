@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -36,6 +37,8 @@ type fleet struct {
 	// images that manifests name.
 	standin, daemon string
 	registry        *source
+	// pods are the UIDs of all pods that scripts have seen.
+	pods sync.Map
 }
 
 var shared *fleet
@@ -79,6 +82,20 @@ func down(dir string) error {
 	out, err := f.program("", "legion", "down", "--dir", f.home())
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
+	}
+	if shared == nil {
+		return nil
+	}
+	var left []string
+	shared.pods.Range(func(uid, _ any) bool {
+		for _, parent := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*", "/run/legion/oci"} {
+			found, _ := filepath.Glob(fmt.Sprintf("%s/pod-%s*", parent, uid))
+			left = append(left, found...)
+		}
+		return true
+	})
+	if len(left) > 0 {
+		return fmt.Errorf("left of containers: %q", left)
 	}
 	return nil
 }

@@ -149,6 +149,7 @@ func (s *script) follow(w watch.Interface) {
 		if !ok {
 			s.ended = fmt.Errorf("the watch brought %+v", ev.Object)
 		} else {
+			s.fleet.pods.Store(p.UID, nil)
 			s.seen[p.Name] = append(s.seen[p.Name], p)
 			if ev.Type == watch.Deleted {
 				s.seen[p.Name] = append(s.seen[p.Name], nil)

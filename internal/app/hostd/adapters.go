@@ -129,7 +129,7 @@ func (p *processes) Release(g *service.Group) error {
 	for i := range g.Services {
 		c := &g.Services[i].Exec
 		if c.Container != nil {
-			problems = append(problems, bundle.Release(c.Container, c.Mounts))
+			problems = append(problems, bundle.Release(c.Container, c.Mounts), cgroup.Forget(c.Container.ID))
 			continue
 		}
 		problems = append(problems, mounts.Release(g.Name, c.Mounts))
