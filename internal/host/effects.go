@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/machine"
 	"legion.dev/legion/internal/service"
@@ -170,13 +172,24 @@ func beside(dirs, within []string) []string {
 	})
 }
 
+// remedy says what limit of legiond's own kept a service from its start.
+func remedy(err error) string {
+	switch {
+	case errors.Is(err, unix.EMFILE):
+		return ": legiond may open no more (ulimit -n, or LimitNOFILE= of its own unit)"
+	case errors.Is(err, unix.ENFILE):
+		return ": the machine may open no more (sysctl fs.file-max)"
+	}
+	return ""
+}
+
 func (h *Host) spawned(u *unit, e machine.Spawn, dir string, p Process, err error) {
 	h.spawning--
 	if dir != "" {
 		u.dir = dir
 	}
 	if err != nil {
-		h.step(u, machine.Event{Kind: machine.SpawnFailed, Run: e.Run, Proc: e.Proc, Message: err.Error()})
+		h.step(u, machine.Event{Kind: machine.SpawnFailed, Run: e.Run, Proc: e.Proc, Message: err.Error() + remedy(err)})
 	} else {
 		h.own(u, e.Run, e.Proc, p)
 		h.step(u, machine.Event{Kind: machine.Spawned, Run: e.Run, Proc: e.Proc, PID: p.PID(), StartTicks: p.StartTicks()})

@@ -42,6 +42,33 @@ func (d *daemon) asNobody() {
 	d.start()
 }
 
+// limit changes a soft limit of legiond's own. It is asked for by a process of
+// the same user: the superuser may not everywhere.
+func (d *daemon) limit(what, to string) {
+	d.t.Helper()
+	cmd := exec.CommandContext(d.ctx, "prlimit", "--pid", strconv.Itoa(d.cmd.Process.Pid), "--"+what+"="+to+":")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: d.as}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		d.t.Fatal(string(out), err)
+	}
+}
+
+// TestNoDescriptorIsFree: which limit keeps a service from its start is said.
+func TestNoDescriptorIsFree(t *testing.T) {
+	d := newDaemon(t, map[string]string{"a.service": "[Service]\nExecStart=/bin/sleep 1000\n"})
+	open, err := os.ReadDir("/proc/" + strconv.Itoa(d.cmd.Process.Pid) + "/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.limit("nofile", strconv.Itoa(len(open)+2)) // one for the client that asks
+	err = d.do("a.service", "start")
+	d.limit("nofile", "1024")
+	if s := d.until("a.service", func(s service.Status) bool { return s.State == service.Failed }); err == nil || !strings.Contains(s.Reason, "LimitNOFILE=") {
+		t.Errorf("%v; %s", err, s.Reason)
+	}
+	d.must("a.service", "start")
+}
+
 // TestNoProcessIsFree: where the kernel gives no process and no thread anymore,
 // legiond goes on, answers, says what it could not start, and starts it later.
 func TestNoProcessIsFree(t *testing.T) {
@@ -51,15 +78,7 @@ func TestNoProcessIsFree(t *testing.T) {
 	})
 	d.asNobody()
 	d.running("loud.service")
-	// Asked by a process of the same user: the superuser may not everywhere.
-	limit := func(to string) {
-		cmd := exec.CommandContext(d.ctx, "prlimit", "--pid", strconv.Itoa(d.cmd.Process.Pid), "--nproc="+to+":")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: d.as}
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatal(string(out), err)
-		}
-	}
-	limit("0")
+	d.limit("nproc", "0")
 	if _, err := d.client.Do(d.ctx, "late.service", "start", false); err != nil {
 		t.Error(err)
 	}
@@ -83,7 +102,7 @@ func TestNoProcessIsFree(t *testing.T) {
 		})
 	}
 	all.Wait()
-	limit("4096")
+	d.limit("nproc", "4096")
 	d.running("late.service")
 }
 
