@@ -48,11 +48,7 @@ func TestPIDFileNamesAnothers(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := newDaemon(t, nil)
-	for dir := d.dir; dir != os.TempDir(); dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	d.openFor(nobody)
 	own := filepath.Join(d.dir, "own")
 	if err := os.Mkdir(own, 0o755); err != nil {
 		t.Fatal(err)

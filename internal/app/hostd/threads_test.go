@@ -24,9 +24,7 @@ func (d *daemon) asNobody() {
 	d.t.Helper()
 	d.stop()
 	if os.Geteuid() == 0 {
-		if err := os.Chmod(filepath.Dir(d.dir), 0o711); err != nil {
-			d.t.Fatal(err)
-		}
+		d.openFor(nobody)
 		err := filepath.Walk(d.dir, func(path string, _ os.FileInfo, err error) error {
 			if err != nil {
 				return err
@@ -40,6 +38,21 @@ func (d *daemon) asNobody() {
 	}
 	d.cgroup = "none"
 	d.start()
+}
+
+// openFor lets a user come to legiond's directory.
+func (d *daemon) openFor(user uint32) {
+	d.t.Helper()
+	for _, dir := range []string{filepath.Dir(d.dir), d.dir} {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+	cmd := exec.CommandContext(d.ctx, "/bin/true")
+	cmd.Dir, cmd.SysProcAttr = d.dir, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+	if err := cmd.Run(); err != nil {
+		d.t.Skipf("user %d cannot come to the tests' directory: %v", user, err)
+	}
 }
 
 // limit changes a soft limit of legiond's own. It is asked for by a process of
