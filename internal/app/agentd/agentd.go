@@ -29,6 +29,7 @@ import (
 
 	"legion.dev/legion/internal/agent"
 	"legion.dev/legion/internal/app"
+	"legion.dev/legion/internal/footprint"
 	"legion.dev/legion/internal/hostapi"
 	"legion.dev/legion/internal/hostclient"
 	"legion.dev/legion/internal/notify"
@@ -46,6 +47,7 @@ func Main(args []string, stderr io.Writer) int {
 		return 2
 	}
 	small()
+	footprint.ReserveThreads()
 	// The libraries' log repeats what the agent says better.
 	klog.SetLogger(logr.Discard())
 	log := slog.New(slog.NewTextHandler(stderr, nil))

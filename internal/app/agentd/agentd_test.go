@@ -45,6 +45,13 @@ func TestNode(t *testing.T) {
 		t.Errorf("the key: %v, %v", info, err)
 	}
 
+	// Go's runtime would end them where the kernel gives no more (footprint).
+	for _, program := range []string{"legion-agent", "legion-server"} {
+		if list, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", f.procs[program].Process.Pid)); err != nil || len(list) < 32 {
+			t.Errorf("%s has %d threads, %v", program, len(list), err)
+		}
+	}
+
 	began = time.Now()
 	f.create("web", named, "sh", "-c", forever)
 	pod := f.pod("web", ready)

@@ -25,6 +25,7 @@ import (
 	"legion.dev/legion/internal/bus"
 	"legion.dev/legion/internal/cgroup"
 	"legion.dev/legion/internal/clock"
+	"legion.dev/legion/internal/footprint"
 	"legion.dev/legion/internal/host"
 	"legion.dev/legion/internal/journal"
 	"legion.dev/legion/internal/listen"
@@ -111,7 +112,7 @@ func (o *Options) complete() error {
 // Run is legiond from start to end; nil is a stop in good order.
 func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	small()
-	reserveThreads(threads)
+	footprint.ReserveThreads()
 	go roomForDescriptors()
 	if os.Getpid() == 1 {
 		mountMissing(log)

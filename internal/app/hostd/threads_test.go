@@ -118,15 +118,3 @@ func TestNoProcessIsFree(t *testing.T) {
 	d.limit("nproc", "4096")
 	d.running("late.service")
 }
-
-// TestReserveThreads: so many threads are there.
-func TestReserveThreads(t *testing.T) {
-	reserveThreads(threads)
-	entries, err := os.ReadDir("/proc/" + strconv.Itoa(os.Getpid()) + "/task")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(entries) < threads {
-		t.Errorf("there are %d threads, want %d", len(entries), threads)
-	}
-}

@@ -24,6 +24,7 @@ import (
 	"legion.dev/legion/internal/apiserver"
 	"legion.dev/legion/internal/app"
 	"legion.dev/legion/internal/controller"
+	"legion.dev/legion/internal/footprint"
 )
 
 // Main runs the program with these arguments and returns its exit status.
@@ -145,6 +146,7 @@ func (h untilEnd) WithGroup(name string) slog.Handler {
 
 func serve(ctx context.Context, config apiserver.Config, own controller.Config, stderr io.Writer) error {
 	started := time.Now()
+	footprint.ReserveThreads()
 	notify := notifier()
 	if ctx == nil {
 		ctx = context.Background()
