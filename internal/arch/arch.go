@@ -16,6 +16,7 @@ var Rings = map[string]int{
 	"internal/unitfile":  1,
 	"internal/initd":     1,
 	"internal/calendar":  1,
+	"internal/envfile":   1,
 	"internal/timer":     1,
 	"internal/ocispec":   1,
 	"internal/podspec":   1,

@@ -184,7 +184,7 @@ func (h *Host) resume(g *group, r record) bool {
 			h.afterBoot(u, in)
 			continue
 		}
-		u.in, u.fixed = in, u.spec.Fixed
+		u.in, u.fixed, u.values = in, u.spec.Fixed, r.Values[u.spec.Name]
 		if fixed, ok := r.Fixed[u.spec.Name]; ok {
 			u.fixed = fixed
 		}

@@ -88,7 +88,7 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		u.fixed = spec.Fixed
 	}
 	q := Request{
-		Group: u.g.spec.Name, Service: spec.Name, Run: e.Run, Command: list[e.Index], Context: &spec.Exec, Env: h.environment(u, e),
+		Group: u.g.spec.Name, Service: spec.Name, Run: e.Run, Command: list[e.Index], Context: u.context(), Env: h.environment(u, e),
 	}
 	if e.Kind == service.Start {
 		q.PIDs = u.holder()
@@ -122,6 +122,13 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 		if err == nil && (e.Main || e.Kind == service.Start) { // a container's runtime is not its main process
 			err = emptyLastWords(spec.TerminationMessage)
 		}
+		var values []*string
+		if err == nil && e.Kind == service.Start {
+			if values, err = readVariables(spec.Exec.FileVariables); err == nil {
+				q.Context = withVariables(&spec.Exec, values)
+				q.Command = withWords(q.Command, spec.Exec.FileVariables, values)
+			}
+		}
 		if err == nil && e.Kind == service.Start && spec.Exec.Console != nil {
 			if err = h.openConsole(path, spec, &q); q.Stdin != 0 {
 				defer closeAll([]int{q.Stdin})
@@ -144,7 +151,7 @@ func (h *Host) spawn(u *unit, e machine.Spawn) {
 			u.unbounded = lost
 			u.g.bounds, u.bounds = together, spec.Resources
 			if e.Main || e.Kind == service.Start {
-				u.ooms = ooms
+				u.ooms, u.values = ooms, values
 			}
 			h.spawned(u, e, dir, p, err)
 		})
@@ -319,7 +326,7 @@ func (h *Host) probe(u *unit, e machine.RunProbe) {
 		machine.StartupProbe: u.spec.Startup, machine.ReadinessProbe: u.spec.Readiness, machine.LivenessProbe: u.spec.Liveness,
 	}[e.Kind]
 	spec := *u.spec
-	t := Target{Group: u.g.spec.Name, Service: spec.Name, Run: e.Run, Context: &spec.Exec, Cgroup: u.dir, Tmp: h.guests[u.g.spec.Name]}
+	t := Target{Group: u.g.spec.Name, Service: spec.Name, Run: e.Run, Context: u.context(), Cgroup: u.dir, Tmp: h.guests[u.g.spec.Name]}
 	_, timeout := machine.Timing(p)
 	go func() {
 		ctx, cancel := context.WithTimeout(h.ctx, timeout)

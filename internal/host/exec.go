@@ -87,7 +87,7 @@ func (h *Host) execRequest(u *unit, r hostapi.ExecRequest) ExecRequest {
 	}
 	return ExecRequest{
 		Request: Request{
-			Group: u.g.spec.Name, Service: spec.Name, Run: u.in.Run, Context: &spec.Exec, Env: env, Tmp: h.guests[u.g.spec.Name],
+			Group: u.g.spec.Name, Service: spec.Name, Run: u.in.Run, Context: u.context(), Env: env, Tmp: h.guests[u.g.spec.Name],
 			Command: service.Command{Path: r.Argv[0], Argv: r.Argv, NoExpand: true},
 		},
 		Beside: u.in.Main.PID, TTY: r.TTY, limits: spec.Resources,
@@ -105,7 +105,7 @@ func (u *unit) containerExec(spec *service.Service, r hostapi.ExecRequest, env [
 	argv = append(append(argv, c.ID), r.Argv...)
 	return ExecRequest{
 		Request: Request{
-			Group: u.g.spec.Name, Service: spec.Name, Run: u.in.Run, Context: &spec.Exec, Env: env,
+			Group: u.g.spec.Name, Service: spec.Name, Run: u.in.Run, Context: u.context(), Env: env,
 			Command: service.Command{Path: c.Program, Argv: argv, NoExpand: true, FullPrivileges: true},
 		},
 		TTY: r.TTY, limits: spec.Resources,

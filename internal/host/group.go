@@ -84,6 +84,8 @@ type unit struct {
 	bounds   *service.Limits
 	bounding bool
 	fixed    string
+	// values are those of the context's FileVariables, as they were at the start.
+	values []*string
 	// busless: it is of Type=dbus, and there is no system bus.
 	busless bool
 	ooms    int
@@ -117,6 +119,8 @@ type record struct {
 	Instances map[string]machine.Instance `json:"instances,omitempty"`
 	Held      map[string]held             `json:"held,omitempty"`
 	Fixed     map[string]string           `json:"fixed,omitempty"`
+	// Values are those of the services' FileVariables.
+	Values map[string][]*string `json:"values,omitempty"`
 	// Tmp is the unit whose /tmp this one sees; empty for its own.
 	Tmp string `json:"tmp,omitempty"`
 }

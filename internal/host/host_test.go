@@ -47,6 +47,8 @@ type machineFake struct {
 	hungry map[string]bool
 	ooms   int
 	log    []string
+	// asked is the last start of each service.
+	asked map[string]Request
 	// probe, where not nil, answers probes and requests of hooks.
 	probe func(context.Context, *service.Probe) (bool, string)
 	saved map[string]any
@@ -66,7 +68,7 @@ type procFake struct {
 func newFake() *machineFake {
 	return &machineFake{
 		next: 100, procs: map[int]*procFake{}, exits: make(chan Exited, 100), empty: make(chan string, 100), notes: make(chan Message, 100),
-		slow: map[string]time.Duration{}, deaf: map[string]bool{}, ready: map[string]bool{}, hungry: map[string]bool{}, broken: map[string]bool{}, saved: map[string]any{},
+		slow: map[string]time.Duration{}, deaf: map[string]bool{}, ready: map[string]bool{}, hungry: map[string]bool{}, broken: map[string]bool{}, saved: map[string]any{}, asked: map[string]Request{},
 	}
 }
 
@@ -94,6 +96,7 @@ func (m *machineFake) Start(q Request) (Process, error) {
 		return nil, errors.New("no such file")
 	}
 	m.next++
+	m.asked[q.Service] = q
 	p := &procFake{m, m.next, q.Cgroup}
 	m.procs[p.pid] = p
 	if beside := m.procs[q.PIDs]; beside != nil {

@@ -16,6 +16,12 @@ func (h *Host) record(g *group) record {
 			}
 			r.Fixed[u.spec.Name] = u.fixed
 		}
+		if u.values != nil {
+			if r.Values == nil {
+				r.Values = map[string][]*string{}
+			}
+			r.Values[u.spec.Name] = u.values
+		}
 		if u.held != nil {
 			if r.Held == nil {
 				r.Held = map[string]held{}

@@ -85,7 +85,7 @@ func Contain(s *service.Service, in Input) *Refusal {
 	}
 	s.Exec = service.ExecContext{
 		CleanEnvironment: true, PassEnvironment: []string{"PATH"}, WorkingDirectory: "/",
-		Mounts: s.Exec.Mounts, Container: c, Console: s.Exec.Console,
+		Mounts: s.Exec.Mounts, Container: c, Console: s.Exec.Console, FileVariables: s.Exec.FileVariables,
 		// Inherited from the runtime: it would not start a container that it
 		// cannot give this, as where there is no CAP_SYS_RESOURCE.
 		OOMScoreAdjust: s.Exec.OOMScoreAdjust,

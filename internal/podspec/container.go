@@ -48,7 +48,7 @@ func (c *compiler) container(ctr *v1.Container, at string) service.Service {
 	}
 
 	env := c.environment(ctr, at)
-	s.Exec.Environment = env.list()
+	s.Exec.Environment, s.Exec.FileVariables = env.list(), env.files
 	if _, set := env.values["PATH"]; !set {
 		s.Exec.PassEnvironment = []string{"PATH"}
 	}

@@ -12,12 +12,17 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/kubernetes/pkg/fieldpath"
 	"k8s.io/kubernetes/third_party/forked/golang/expansion"
+
+	"legion.dev/legion/internal/service"
 )
 
 // environment is a container's, in the order of the manifest.
 type environment struct {
 	names  []string
 	values map[string]string
+	// files are those whose values are known at the start alone: till then a mark
+	// stands for each.
+	files []service.FileVariable
 }
 
 func (e *environment) set(name, value string) {
@@ -59,9 +64,12 @@ func (c *compiler) environment(ctr *v1.Container, at string) *environment {
 		v := &ctr.Env[i]
 		path := fmt.Sprintf("%s.env[%d]", at, i)
 		value, ok := "", true
-		if v.ValueFrom == nil {
+		switch {
+		case v.ValueFrom == nil:
 			value = expansion.Expand(v.Value, expand)
-		} else {
+		case v.ValueFrom.FileKeyRef != nil && c.node.Root:
+			value = c.fromFile(v, env)
+		default:
 			value, ok = c.valueFrom(ctr, v, path+".valueFrom")
 		}
 		if ok {
@@ -70,6 +78,18 @@ func (c *compiler) environment(ctr *v1.Container, at string) *environment {
 		}
 	}
 	return env
+}
+
+// fromFile notes a variable that a file of an emptyDir sets, and gives the mark
+// that stands for it.
+func (c *compiler) fromFile(v *v1.EnvVar, env *environment) string {
+	ref := v.ValueFrom.FileKeyRef
+	mark := fmt.Sprintf("\x00%d\x00", len(env.files))
+	env.files = append(env.files, service.FileVariable{
+		Name: v.Name, Mark: mark, Key: ref.Key, Optional: isTrue(ref.Optional),
+		Dir: VolumeDir(c.node.PodDir, string(c.pod.UID), ref.VolumeName), Path: ref.Path,
+	})
+	return mark
 }
 
 // envFrom takes all of an object's values, by name.
@@ -128,7 +148,7 @@ func (c *compiler) valueFrom(ctr *v1.Container, v *v1.EnvVar, at string) (string
 	case from.FileKeyRef != nil && isTrue(from.FileKeyRef.Optional):
 		c.miss("%s.fileKeyRef", at)
 	case from.FileKeyRef != nil:
-		c.block(ctr.Name, ConfigError, "%s.fileKeyRef is not supported yet: write the value into env, or mark it optional where the container can do without", at)
+		c.block(ctr.Name, ConfigError, "%s.fileKeyRef needs a legiond that runs as root, as volumes do: write the value into env, or mark it optional where the container can do without", at)
 	}
 	return "", false
 }

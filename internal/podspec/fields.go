@@ -70,7 +70,7 @@ var Fields = []Field{
 	{"spec.containers[].image, imagePullPolicy", NoMeaning, "the programs are the host's"},
 	{"spec.containers[].command, args, workingDir", Everywhere, "`$(NAME)` is expanded; a command is needed"},
 	{"spec.containers[].env[]", Everywhere, "value, fieldRef, resourceFieldRef, configMapKeyRef, secretKeyRef. Also KUBERNETES_SERVICE_HOST and _PORT, which lead to the API"},
-	{"spec.containers[].env[].valueFrom.fileKeyRef", Nowhere, "the container waits, unless it is optional"},
+	{"spec.containers[].env[].valueFrom.fileKeyRef", AsRoot, "read at each start of the container, which need not mount the volume; hooks, probes and `kubectl exec` see what the start has seen. Without the file or the key the container does not start and says why, with RunContainerError or CrashLoopBackOff, unless it is optional. Not in subPathExpr"},
 	{"spec.containers[].envFrom[]", Everywhere, "a container that waits for an object starts as soon as it is there; a changed one counts from the next start"},
 	{"spec.containers[].resources.requests", Everywhere, "for placement and, as root, oom_score_adj and the weight of the pod and the container for the processor; a pod without requests has the least"},
 	{"spec.containers[].resources.limits", Partly, "as root: cpu and memory (without swap), by cgroup of version 2 or 1; the end for want of memory is `OOMKilled`. ephemeral-storage is of logs and, of a container of an image, what it writes outside of volumes, of all containers also emptyDirs: looked at every 10 s, and a pod that takes more is Evicted. Others have no effect. What the machine's cgroups cannot keep is in the condition, too"},

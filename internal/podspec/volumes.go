@@ -323,8 +323,8 @@ func (c *compiler) mounts(ctr *v1.Container, at string, env *environment) []serv
 		m.SubPath = vm.SubPath
 		if vm.SubPathExpr != "" {
 			value, ok := expandStrict(vm.SubPathExpr, env.values)
-			if !ok || path.IsAbs(value) || strings.Contains("/"+value+"/", "/../") {
-				c.block(ctr.Name, ConfigError, "%s.subPathExpr %q cannot be made a path below the volume: each variable must be set, and none lead out of it", at, vm.SubPathExpr)
+			if !ok || path.IsAbs(value) || strings.Contains(value, "\x00") || strings.Contains("/"+value+"/", "/../") {
+				c.block(ctr.Name, ConfigError, "%s.subPathExpr %q cannot be made a path below the volume: each variable must be set, other than by a file, and none lead out of it", at, vm.SubPathExpr)
 				continue
 			}
 			m.SubPath = value

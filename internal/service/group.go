@@ -294,7 +294,10 @@ type ExecContext struct {
 	Environment      []string          `json:"environment,omitempty"`
 	EnvironmentFiles []EnvironmentFile `json:"environmentFiles,omitempty"`
 	PassEnvironment  []string          `json:"passEnvironment,omitempty"`
-	UnsetEnvironment []string          `json:"unsetEnvironment,omitempty"`
+	// FileVariables are read from files whenever the main process is started,
+	// and hold for all that runs of the service until it is started again.
+	FileVariables    []FileVariable `json:"fileVariables,omitempty"`
+	UnsetEnvironment []string       `json:"unsetEnvironment,omitempty"`
 	// CleanEnvironment: start from nothing instead of systemd's defaults
 	// (PATH, LANG, USER, HOME, INVOCATION_ID …); containers use it.
 	CleanEnvironment bool `json:"cleanEnvironment,omitempty"`
