@@ -42,7 +42,7 @@ type Tree struct {
 	watch   *watcher             // V2
 	ids     map[uint64]string    // V2: paths by the inode of their directory
 	made    map[string]bool      // V2: what Create has returned; true: made by it, and never killed since
-	limited bool                 // V2: Limit was called
+	limited bool                 // V2: Limit was called, by this program or the one before
 	tracked map[string][]tracked // None
 	awaited map[string]bool      // paths whose end somebody waits for, with no watch
 	marks   map[int]seen         // None
@@ -70,6 +70,7 @@ func Open(root string) (*Tree, error) {
 		return Without("cannot watch cgroups: " + err.Error()), nil
 	}
 	t := &Tree{root: root, shown: asProcShows(root), watch: w, made: make(map[string]bool), ids: make(map[uint64]string), awaited: make(map[string]bool), empty: make(chan string, 64), closed: make(chan struct{})}
+	t.limited = slices.ContainsFunc(v1Controllers, t.has1)
 	go t.forward()
 	return t, nil
 }

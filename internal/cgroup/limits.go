@@ -308,6 +308,13 @@ func own1(mountinfo, own, controller string) (string, error) {
 // v1Controllers are those that Limit may have made directories of.
 var v1Controllers = []string{"memory", "pids", "cpu", "cpuset", "blkio"}
 
+// has1 says that the tree has a directory in the hierarchy of a controller of
+// version 1.
+func (t *Tree) has1(controller string) bool {
+	root, err := t.root1(controller)
+	return err == nil && unix.Access(root, unix.F_OK) == nil
+}
+
 // unlimit removes what Limit has made for a path in the hierarchies of version
 // 1. What still has processes stays.
 func (t *Tree) unlimit(path string) {

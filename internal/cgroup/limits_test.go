@@ -1,6 +1,8 @@
 package cgroup
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,5 +103,31 @@ func TestLimit(t *testing.T) {
 	until("the kernel killed nothing", func() bool { return tree.OOMKills("hog.service") == 1 })
 	if n := tree.OOMKills("few.service"); n != 0 {
 		t.Errorf("%d killed where no memory is bounded", n)
+	}
+}
+
+// TestLimitsOfTheProgramBefore: what one legiond has made in the hierarchies of
+// version 1 is removed by the next.
+func TestLimitsOfTheProgramBefore(t *testing.T) {
+	tree := open(t)
+	if _, err := tree.Create("old.service"); err != nil {
+		t.Fatal(err)
+	}
+	enter, _ := tree.Limit("old.service", &service.Limits{CPUWeight: 50, TasksMax: &service.Amount{Value: 5}})
+	if len(enter) == 0 {
+		t.Skip("no controller of version 1 is there")
+	}
+	next, err := Open(tree.root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(next.Close)
+	if err := next.Remove("old.service"); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range enter {
+		if _, err := os.Stat(filepath.Dir(d)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left: %v", filepath.Dir(d), err)
+		}
 	}
 }
