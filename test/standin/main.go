@@ -46,6 +46,7 @@ var steps = map[string]func(args []string) error{
 	"tell":   func([]string) error { return tell() },
 	"look":   each(look),
 	"touch":  each(touch),
+	"remove": each(os.Remove),
 	"call":   each(call),
 	"say":    func(args []string) error { fmt.Println(strings.Join(args, " ")); return nil },
 	"ignore": func([]string) error { signal.Ignore(syscall.SIGTERM); return nil },
