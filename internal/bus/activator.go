@@ -58,6 +58,9 @@ type Activator struct {
 	ctx         context.Context
 	close       context.CancelFunc
 
+	// lost is how long it waits when it has lost the bus.
+	lost time.Duration
+
 	mu sync.Mutex
 	// up: the bus is there. leave ends the session of the time it was.
 	up    bool
@@ -68,7 +71,7 @@ type Activator struct {
 // told that the bus is up.
 func NewActivator(socket string, log *slog.Logger) *Activator {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Activator{socket: socket, log: log, activations: make(chan Activation), ctx: ctx, close: cancel, leave: func() {}}
+	return &Activator{socket: socket, log: log, activations: make(chan Activation), ctx: ctx, close: cancel, lost: lastWait, leave: func() {}}
 }
 
 // Close gives the name up.
@@ -96,7 +99,9 @@ func (a *Activator) Serve(up bool) {
 }
 
 // run holds the name until ctx ends. A bus that has just come up may not be
-// listening yet, and one may go and come again without a word.
+// listening yet, and one may go and come again without a word. But one that has
+// gone has mostly ended, of which whoever calls Serve has yet to hear; to connect
+// before that would start it again.
 func (a *Activator) run(ctx context.Context) {
 	said := ""
 	for wait := firstWait; ; wait = min(2*wait, lastWait) {
@@ -105,7 +110,7 @@ func (a *Activator) run(ctx context.Context) {
 			return
 		}
 		if err == nil {
-			wait = firstWait
+			wait = a.lost
 		} else if said != err.Error() {
 			said = err.Error()
 			a.log.Warn("units are not started for messages on the system bus", "error", err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,6 +54,7 @@ func TestActivation(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "bus")
 	stop := startSystemBus(t, socket)
 	a := NewActivator(socket, slog.New(slog.DiscardHandler))
+	a.lost = firstWait
 	defer a.Close()
 	call := func() <-chan error {
 		conn := connect(t, socket)
@@ -100,4 +102,36 @@ func TestActivation(t *testing.T) {
 	if owned {
 		t.Error("the name is held of a bus that is not served")
 	}
+}
+
+// TestBusThatHasEnded: the socket's unit listens on when the bus has ended, and
+// would start it for whoever connects.
+func TestBusThatHasEnded(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "bus")
+	stop := startSystemBus(t, socket)
+	a := NewActivator(socket, slog.New(slog.DiscardHandler))
+	a.lost = time.Hour
+	defer a.Close()
+	a.Serve(true)
+	conn, owned := connect(t, socket), false
+	for end := time.Now().Add(time.Minute); !owned; {
+		if err := conn.BusObject().Call("org.freedesktop.DBus.NameHasOwner", 0, managerName).Store(&owned); err != nil || time.Now().After(end) {
+			t.Fatal("the name is not taken: ", err)
+		}
+	}
+	stop()
+	_ = os.Remove(socket)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := l.SetDeadline(time.Now().Add(10 * firstWait)); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := l.Accept(); err == nil {
+		_ = c.Close()
+		t.Error("it has connected again before it was told that the bus has ended")
+	}
+	a.Serve(false)
 }
