@@ -112,16 +112,6 @@ func number(t *testing.T, name string, otherwise int) int {
 	return n
 }
 
-// disks are the directories that are small disks of their own, and their sizes:
-// the nodes' and the server's.
-func (r *rounds) disks() map[string]string {
-	disks := map[string]string{filepath.Join(r.dir, "server"): "192m"}
-	for _, node := range r.nodes {
-		disks[filepath.Join(r.dir, "nodes", node)] = "64m"
-	}
-	return disks
-}
-
 // startRounds starts the fleet. Each node's directory is a small disk of its
 // own, and so is the server's, and each node's cable can be cut.
 func startRounds(t *testing.T, seed uint64) *rounds {
@@ -221,6 +211,7 @@ func (r *rounds) down() {
 			_, _ = run(time.Minute, "cp", "-a", at, at+".kept")
 		}
 	}
+	defer r.cgroupsGone()()
 	out, err := run(2*time.Minute, "legion", "down", "--dir", r.dir)
 	if err != nil {
 		r.t.Error(out, err)

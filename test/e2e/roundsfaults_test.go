@@ -113,6 +113,16 @@ func kill(unit func(node string) string) func(*rounds, string) func() {
 	}
 }
 
+// disks are the directories that are small disks of their own, and their sizes:
+// the nodes' and the server's.
+func (r *rounds) disks() map[string]string {
+	disks := map[string]string{filepath.Join(r.dir, "server"): "192m"}
+	for _, node := range r.nodes {
+		disks[filepath.Join(r.dir, "nodes", node)] = "64m"
+	}
+	return disks
+}
+
 // fillDisk leaves no byte of a disk.
 func fillDisk(r *rounds, disk string) (free func()) {
 	path := filepath.Join(disk, "filler")

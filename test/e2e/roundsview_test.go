@@ -183,6 +183,19 @@ func (r *rounds) footprint() footprint {
 	return now
 }
 
+// cgroupsGone looks, when the fleet is down, whether anything is left of its
+// hosts' trees in the hierarchies of version 1, where those are.
+func (r *rounds) cgroupsGone() (look func()) {
+	trees, _ := filepath.Glob(filepath.Join(r.cgroup, "legiond-*.service", "legion-*"))
+	return func() {
+		for _, tree := range trees {
+			if left, _ := filepath.Glob("/sys/fs/cgroup/*/" + filepath.Base(tree)); len(left) > 0 {
+				r.t.Errorf("cgroups left after legion down: %q", left)
+			}
+		}
+	}
+}
+
 // mountsOf counts the mounts below a directory that a process sees.
 func mountsOf(pid, dir string) int {
 	f, err := os.Open(filepath.Join("/proc", pid, "mountinfo"))
