@@ -82,7 +82,7 @@ func handlers(images bool) []v1.NodeRuntimeHandler {
 	}
 	var out []v1.NodeRuntimeHandler
 	for _, n := range names {
-		out = append(out, v1.NodeRuntimeHandler{Name: n, Features: &v1.NodeRuntimeHandlerFeatures{}})
+		out = append(out, v1.NodeRuntimeHandler{Name: n, Features: &v1.NodeRuntimeHandlerFeatures{UserNamespaces: new(n != podspec.HostRuntime)}})
 	}
 	return out
 }

@@ -78,6 +78,7 @@ var Within = map[[2]string]string{
 	{"internal/runner", "internal/mounts"}:     "what a process mounts is made ready before it starts",
 	{"internal/runner", "internal/bundle"}:     "a container is made ready before its runtime starts",
 	{"internal/bundle", "internal/mounts"}:     "volumes are made ready in one way",
+	{"internal/bundle", "internal/sandbox"}:    "user namespaces are made in one place",
 	{"internal/ocispec", "internal/unitfile"}:  "the words for signals and capabilities are in one place",
 	{"internal/promote", "internal/unitfile"}:  "what a directive means is known in one place",
 	{"internal/podspec", "internal/ocispec"}:   "a pod's service becomes a container's",

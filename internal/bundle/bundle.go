@@ -26,8 +26,12 @@ const Root = "rootfs"
 // PIDFile is where the runtime says which process is the container's first.
 const PIDFile = "pid"
 
-// volumes holds what a subPath is mounted on.
-const volumes = "volumes"
+// volumes holds what volumes are mounted on that the runtime does not bind from
+// where they are, layers those of the image while they are needed.
+const (
+	volumes = "volumes"
+	layers  = "layers"
+)
 
 // Prepare makes the bundle of a container that does not run. Each run begins
 // with the image as it is: what an earlier one wrote is gone. cgroup is the
@@ -46,16 +50,21 @@ func Prepare(c *service.Container, list []service.Mount, cgroup string, holder i
 	if err := os.MkdirAll(c.Bundle, 0o700); err != nil {
 		return fmt.Errorf("make the bundle: %w", err)
 	}
-	if !c.Copied {
-		if err := overlay(c); err != nil {
-			return err
-		}
-	}
-	targets, err := sources(c, list)
+	users, err := ownersOf(c)
 	if err != nil {
 		return err
 	}
-	text, err := configure(c, targets, cgroup, holder)
+	defer users.close()
+	if !c.Copied {
+		if err := overlay(c, users); err != nil {
+			return err
+		}
+	}
+	targets, err := sources(c, list, users)
+	if err != nil {
+		return err
+	}
+	text, err := configure(c, targets, cgroup, holder, users)
 	if err != nil {
 		return err
 	}
@@ -79,28 +88,36 @@ func Release(c *service.Container, list []service.Mount) error {
 }
 
 func release(c *service.Container) error {
-	var problems []error
-	entries, err := os.ReadDir(filepath.Join(c.Bundle, volumes))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		problems = append(problems, err)
-	}
-	for _, e := range entries {
-		problems = append(problems, unmount(filepath.Join(c.Bundle, volumes, e.Name())))
-	}
+	problems := []error{unmountAll(filepath.Join(c.Bundle, volumes)), unmountAll(filepath.Join(c.Bundle, layers))}
 	if !c.Copied {
-		problems = append(problems, unmount(filepath.Join(c.Bundle, Root)))
+		problems = append(problems, unmount(rootOf(c)))
 	}
 	if err := errors.Join(problems...); err != nil {
 		return err // what is still mounted must not be removed
 	}
-	gone := []string{volumes, "upper", "work"}
+	gone := []string{volumes, layers, "upper", "work"}
 	if !c.Copied {
 		gone = append(gone, Root)
+	}
+	if c.Users {
+		problems = append(problems, os.RemoveAll(filepath.Dir(rootOf(c))))
 	}
 	for _, name := range gone {
 		problems = append(problems, os.RemoveAll(filepath.Join(c.Bundle, name)))
 	}
 	return errors.Join(problems...)
+}
+
+// unmountAll ends what is mounted on each entry of a directory.
+func unmountAll(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		err = errors.Join(err, unmount(filepath.Join(dir, e.Name())))
+	}
+	return err
 }
 
 func unmount(path string) error {
@@ -112,7 +129,7 @@ func unmount(path string) error {
 }
 
 // overlay mounts the root file system.
-func overlay(c *service.Container) error {
+func overlay(c *service.Container, users *owners) error {
 	for _, name := range []string{"upper", "work", Root} {
 		// The upper directory is the root's own.
 		if err := os.MkdirAll(filepath.Join(c.Bundle, name), 0o755); err != nil {
@@ -131,21 +148,38 @@ func overlay(c *service.Container) error {
 			return fmt.Errorf("make the bundle: %w", err)
 		}
 	}
-	return o.Mount(filepath.Join(c.Bundle, Root))
+	if users != nil {
+		var err error
+		if o.Layers, err = users.layers(c, o.Layers); err == nil {
+			err = users.ready(c)
+		}
+		if err == nil {
+			err = o.Mount(rootOf(c))
+		}
+		return errors.Join(err, unmountAll(filepath.Join(c.Bundle, layers)))
+	}
+	return o.Mount(rootOf(c))
 }
 
 // sources gives for each mount the path that the runtime is to bind: for a
 // subPath a mount of what it is now, so that nobody in the container's pod can
-// make it another between here and there.
-func sources(c *service.Container, list []service.Mount) ([]target, error) {
+// make it another between here and there, and for users of its own one that they
+// own. Those do not own an image's files.
+func sources(c *service.Container, list []service.Mount, users *owners) ([]target, error) {
 	var out []target
 	for i := range list {
 		m := &list[i]
 		t := target{Mount: m, source: m.Source}
-		if m.SubPath != "" {
-			at := filepath.Join(c.Bundle, volumes, strconv.Itoa(i))
-			if err := pin(m, at); err != nil {
+		at := filepath.Join(c.Bundle, volumes, strconv.Itoa(i))
+		switch {
+		case m.SubPath != "":
+			if err := pin(m, at, users); err != nil {
 				return nil, fmt.Errorf("volume for %q: subPath %q: %w", m.Target, m.SubPath, err)
+			}
+			t.source = at
+		case users != nil && m.Image == nil:
+			if err := show(m.Source, at, users); err != nil {
+				return nil, fmt.Errorf("volume for %q: %w", m.Target, err)
 			}
 			t.source = at
 		}
@@ -165,7 +199,7 @@ type target struct {
 }
 
 // pin mounts a volume's subPath at a path of the bundle.
-func pin(m *service.Mount, at string) error {
+func pin(m *service.Mount, at string, users *owners) error {
 	volume, err := os.OpenRoot(m.Source)
 	if err != nil {
 		return err
@@ -176,7 +210,15 @@ func pin(m *service.Mount, at string) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	st, err := f.Stat()
+	if m.Image != nil {
+		users = nil
+	}
+	return show("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), at, users)
+}
+
+// show mounts a file or directory at a path of the bundle.
+func show(source, at string, users *owners) error {
+	st, err := os.Stat(source)
 	if err != nil {
 		return err
 	}
@@ -191,12 +233,15 @@ func pin(m *service.Mount, at string) error {
 	if err != nil {
 		return err
 	}
-	return unix.Mount("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), at, "", unix.MS_BIND|unix.MS_REC, "")
+	if users != nil {
+		return mounts.Idmapped(source, at, users.ns)
+	}
+	return unix.Mount(source, at, "", unix.MS_BIND|unix.MS_REC, "")
 }
 
 // configure completes the runtime's configuration. It is kept as it is written
 // but for the fields that are the host's.
-func configure(c *service.Container, list []target, cgroup string, holder int) ([]byte, error) {
+func configure(c *service.Container, list []target, cgroup string, holder int, users *owners) ([]byte, error) {
 	var spec map[string]json.RawMessage
 	if err := json.Unmarshal(c.Spec, &spec); err != nil {
 		return nil, fmt.Errorf("the container's configuration: %w", err)
@@ -213,6 +258,9 @@ func configure(c *service.Container, list []target, cgroup string, holder int) (
 		return nil, fmt.Errorf("the container's configuration: %w", err)
 	}
 	root["path"] = Root
+	if c.Users {
+		root["path"] = rootOf(c)
+	}
 	out := map[string]any{}
 	for name, value := range spec {
 		out[name] = value
@@ -235,6 +283,7 @@ func configure(c *service.Container, list []target, cgroup string, holder int) (
 	if c.PIDs != "" {
 		joinPIDs(linux, holder)
 	}
+	users.namespace(linux, holder)
 	bound(process, given())
 	out["root"], out["linux"], out["process"], out["mounts"] = root, linux, process, mounted
 	return json.Marshal(out)

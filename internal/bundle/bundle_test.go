@@ -198,7 +198,7 @@ func TestPIDs(t *testing.T) {
 	}
 	configured := func(c *service.Container, holder int) (out spec) {
 		t.Helper()
-		text, err := configure(c, nil, "", holder)
+		text, err := configure(c, nil, "", holder, nil)
 		if err == nil {
 			err = json.Unmarshal(text, &out)
 		}

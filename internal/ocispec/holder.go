@@ -53,6 +53,7 @@ func Hold(pod *v1.Pod, r *Runtime, podDir string) (service.Service, *Refusal) {
 	id := ID(pod, Holder)
 	c := &service.Container{
 		ID: id, Program: r.Program, Bundle: filepath.Join(podDir, "containers", Holder), State: r.State, Spec: text, Pauses: true,
+		Users: OwnUsers(pod),
 	}
 	s.Exec = service.ExecContext{CleanEnvironment: true, PassEnvironment: []string{"PATH"}, WorkingDirectory: "/", Container: c}
 	in.run(&s, c)

@@ -64,6 +64,18 @@ func OwnSysctl(pod *v1.Pod, name string) bool {
 	return name == "kernel.shm_rmid_forced" && !pod.Spec.HostIPC
 }
 
+// OwnUsers says whether the containers of a pod are in a user namespace.
+func OwnUsers(pod *v1.Pod) bool { return pod.Spec.HostUsers != nil && !*pod.Spec.HostUsers }
+
+// sysfs is /sys. A user namespace cannot mount it anew: it shows the network
+// namespace, which is the node's.
+func (in *Input) sysfs(mode string) specs.Mount {
+	if OwnUsers(in.Pod) {
+		return bind("/sys", "/sys", "nosuid", "noexec", "nodev", mode)
+	}
+	return specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", mode}}
+}
+
 // linux are the namespaces and what the kernel shows. There is no network
 // namespace: pods use the node's network.
 func (in *Input) linux() *specs.Linux {
@@ -124,7 +136,7 @@ func (in *Input) mounts(s *service.Service) []specs.Mount {
 		}
 	}
 	out = append(out,
-		specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", mode}},
+		in.sysfs(mode),
 		specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", mode}})
 	// A volume takes the place of what is mounted there else.
 	over := func(at string) bool {

@@ -70,6 +70,9 @@ func ID(pod *v1.Pod, container string) string { return "pod-" + string(pod.UID) 
 // Contain turns a service that was compiled for a process of the host into one
 // of a container.
 func Contain(s *service.Service, in Input) *Refusal {
+	if OwnUsers(in.Pod) && in.Image.Copied {
+		return &Refusal{Message: "hostUsers: false needs overlayfs, which the node has not"}
+	}
 	spec, refusal := configuration(s, in)
 	if refusal != nil {
 		return refusal
@@ -82,6 +85,7 @@ func Contain(s *service.Service, in Input) *Refusal {
 	c := &service.Container{
 		ID: id, Program: in.Runtime.Program, Bundle: filepath.Join(in.PodDir, "containers", in.Container.Name), State: in.Runtime.State,
 		Image: in.Image.ID, Layers: in.Image.Layers, Copied: in.Image.Copied, Spec: text,
+		Users: OwnUsers(in.Pod),
 	}
 	s.Exec = service.ExecContext{
 		CleanEnvironment: true, PassEnvironment: []string{"PATH"}, WorkingDirectory: "/",

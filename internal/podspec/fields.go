@@ -38,7 +38,7 @@ var Fields = []Field{
 	{"spec.activeDeadlineSeconds", Everywhere, "while the agent runs"},
 	{"spec.hostNetwork, hostPID, hostIPC", NoMeaning, "a process of the host has them"},
 	{"spec.shareProcessNamespace", NoMeaning, "a process of the host shares the host's"},
-	{"spec.hostUsers", Nowhere, "false: no user namespace is made, so the root of a container is that of the node"},
+	{"spec.hostUsers", Nowhere, "false: no user namespace is made, so root is that of the node"},
 	{"spec.hostname", Nowhere, "a process of the host has the host's"},
 	{"spec.subdomain", Nowhere, "as above"},
 	{"spec.setHostnameAsFQDN", Nowhere, "as above"},
@@ -138,6 +138,7 @@ func FieldTable() string {
 var OCIFields = []Field{
 	{"spec.hostNetwork", Partly, "pods use the node's network in any case: there is no other on offer. With true the container also has the node's host name"},
 	{"spec.hostPID, hostIPC", Everywhere, "else each container has its own"},
+	{"spec.hostUsers", Everywhere, "false: the containers are in a user namespace of 65536 users that the pod has for itself, of the host's numbers from 1879048192 on. What is root's in the image and in volumes is the container's root's, what that makes is root's on the disk; the container does not start where a volume's file system cannot do that, as overlayfs and some network file systems. Files of image volumes are nobody's. Needs Linux 5.19, and a node that stacks images by overlayfs. Tried with runc 1.1"},
 	{"spec.shareProcessNamespace", Everywhere, "process 1 is one that only holds the namespace, and outlives the containers. What a container leaves running ends with it"},
 	{"spec.hostname, hostnameOverride, subdomain, setHostnameAsFQDN", Everywhere, "without them, the pod's name. They are in /etc/hosts, too, with the node's address; the domain is `legion-agent --cluster-domain`. Not with hostNetwork"},
 	{"spec.dnsPolicy, hostAliases", Everywhere, "/etc/resolv.conf and /etc/hosts are seen, read-only; ClusterFirst is the cluster's DNS, where the node knows of one"},

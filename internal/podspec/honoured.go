@@ -36,7 +36,7 @@ func (c *compiler) podFields() {
 	when(s.HostnameOverride != nil && !OCI(c.pod), "hostnameOverride")
 	when(s.Subdomain != "" && !OCI(c.pod), "subdomain")
 	when(isTrue(s.SetHostnameAsFQDN) && !OCI(c.pod), "setHostnameAsFQDN")
-	when(s.HostUsers != nil && !*s.HostUsers, "hostUsers")
+	when(ocispec.OwnUsers(c.pod) && !OCI(c.pod), "hostUsers")
 	when(len(s.ResourceClaims) > 0, "resourceClaims")
 	when(s.Resources != nil && c.unbounded(s.Resources.Limits), "resources.limits")
 	if p := s.SecurityContext; p != nil {

@@ -104,6 +104,9 @@ func (r *Runner) prepare(q *Request, l *launch) *StartError {
 	if fail := q.openStdio(&c, id, &l.stdio); fail != nil {
 		return fail
 	}
+	if fail := l.stdio.belong(c.Container); fail != nil {
+		return fail
+	}
 	env, fail := q.environ(&c, id)
 	if fail != nil {
 		return fail

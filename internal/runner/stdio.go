@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"legion.dev/legion/internal/bundle"
 	"legion.dev/legion/internal/sandbox"
 	"legion.dev/legion/internal/service"
 )
@@ -103,6 +104,25 @@ func give(fd int, id identity) error {
 	}
 	if err := unix.Fchown(fd, int(id.uid), int(id.gid)); err != nil && !errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("give it to user %d: %w", id.uid, err)
+	}
+	return nil
+}
+
+// belong gives what a container with users of its own reads and writes to its
+// root, who gives it to whoever its process is.
+func (s *stdio) belong(c *service.Container) *StartError {
+	if c == nil || !c.Users {
+		return nil
+	}
+	owner, err := bundle.Owner(c)
+	for _, fd := range s.fds {
+		var st unix.Stat_t
+		if err == nil && unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO {
+			err = unix.Fchown(fd, owner, owner)
+		}
+	}
+	if err != nil {
+		return &StartError{Stage: "give standard input and output to the container's users", Err: err, Code: sandbox.CodeStdin}
 	}
 	return nil
 }

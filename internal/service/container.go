@@ -57,6 +57,8 @@ type Container struct {
 	// PIDs, where not empty, is the service of the group whose PID namespace it
 	// is in, that of the service's main process.
 	PIDs string `json:"pids,omitempty"`
+	// Users: it is in a user namespace, with users that its pod has for itself.
+	Users bool `json:"users,omitempty"`
 	// Spec is the runtime's configuration without what only the host knows:
 	// where the root is, the mounts of the volumes, the cgroup.
 	Spec json.RawMessage `json:"spec"`

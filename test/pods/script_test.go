@@ -18,7 +18,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"legion.dev/legion/internal/mounts"
 	"legion.dev/legion/internal/podspec"
+	"legion.dev/legion/internal/sandbox"
 )
 
 // The runtimes, by their runtimeClassName.
@@ -60,6 +62,9 @@ func params(runtime string) testscript.Params {
 			if cond == "cap" {
 				return hasResource(), nil
 			}
+			if cond == "idmap" {
+				return idmaps(shared.dir), nil
+			}
 			if cond != hostRuntime && cond != ociRuntime {
 				return false, fmt.Errorf("unknown condition %q", cond)
 			}
@@ -80,6 +85,21 @@ func hasResource() bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	return unix.Capget(&header, &data[0]) == nil && data[0].Permitted&(1<<unix.CAP_SYS_RESOURCE) != 0
+}
+
+// idmaps: the machine can make user namespaces, and mount for them what is below
+// a directory as if they owned it.
+func idmaps(dir string) bool {
+	users, err := sandbox.MappedUsers(1<<30, 1<<16)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = users.Close() }()
+	at, err := os.MkdirTemp(dir, "idmap-")
+	if err != nil || mounts.Idmapped(at, at, users) != nil {
+		return false
+	}
+	return unix.Unmount(at, unix.MNT_DETACH) == nil
 }
 
 type key struct{}
