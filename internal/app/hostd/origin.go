@@ -35,9 +35,8 @@ func (p *processes) Origin(pid int, mark string) host.Origin {
 		}
 		marked = marked || bytes.HasPrefix(entry, []byte(markName))
 	}
-	own, err := os.Readlink("/proc/self/exe")
 	switch {
-	case err == nil && strings.TrimSuffix(own, " (deleted)") == strings.TrimSuffix(program, " (deleted)"):
+	case isOwn(program):
 		return host.Unborn // a fork has the environment of legiond, too
 	case len(environ) == 0 && executing(dir):
 		return host.Unborn
@@ -45,6 +44,12 @@ func (p *processes) Origin(pid int, mark string) host.Origin {
 		return host.Stranger
 	}
 	return namelessOrGone(dir)
+}
+
+// isOwn says whether a program is the one that this process runs.
+func isOwn(program string) bool {
+	own, err := os.Readlink("/proc/self/exe")
+	return err == nil && strings.TrimSuffix(own, " (deleted)") == strings.TrimSuffix(program, " (deleted)")
 }
 
 // namelessOrGone is for a process without a mark to be read: one that has ended
@@ -63,7 +68,7 @@ func executing(dir string) bool {
 	return err == nil && st.Has(procstat.EnvEnd) && st.Number(procstat.EnvEnd) == 0 && !st.Over()
 }
 
-// birthWait bounds how long Invocations waits for what is in the middle of exec.
+// birthWait bounds how long Invocations waits for what is on the way to its program.
 const birthWait = 2 * time.Second
 
 // Invocations looks twice, and again as long as there is more to be found: while
@@ -104,12 +109,19 @@ func invocation(dir string, late time.Time) string {
 	return ""
 }
 
-// settingUp says whether a process is on the way to the program of a service: in
-// exec, or in what package sandbox does before.
+// settingUp says whether a process is on the way to the program of a service:
+// forked, in exec, or in what package sandbox does before.
 func settingUp(dir string) bool {
 	if data, err := os.ReadFile(dir + "/cmdline"); err == nil && bytes.HasPrefix(data, []byte(sandbox.Argv0+"\x00")) {
 		return true
 	}
-	_, err := os.Readlink(dir + "/exe") // which a process of the kernel has not
-	return err == nil && executing(dir)
+	program, err := os.Readlink(dir + "/exe") // which a process of the kernel has not
+	return err == nil && (executing(dir) || isOwn(program) && alone(dir))
+}
+
+// alone says whether a process is of one thread. No legiond is, beyond its first
+// moment, and one that it has forked is until it executes its program.
+func alone(dir string) bool {
+	st, err := procstat.ReadFile(filepath.Join(dir, "stat"))
+	return err == nil && st.Number(procstat.Threads) == 1 && !st.Over()
 }

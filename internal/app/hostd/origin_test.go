@@ -1,6 +1,7 @@
 package hostd
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -92,6 +93,28 @@ func TestInvocations(t *testing.T) {
 	}
 	if !settingUp(late) {
 		t.Error("package sandbox is not known")
+	}
+}
+
+// TestForked: a legiond that is killed leaves behind what it has just forked.
+func TestForked(t *testing.T) {
+	own, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		program string
+		threads int
+		want    bool
+	}{{own, 1, true}, {own, 9, false}, {"/bin/cat", 1, false}} {
+		dir := t.TempDir()
+		stat := fmt.Sprintf("7 (legiond) S 1 7 7%s %d%s", strings.Repeat(" 5", 13), test.threads, strings.Repeat(" 5", 32))
+		if err := errors.Join(os.Symlink(test.program, dir+"/exe"), os.WriteFile(dir+"/stat", []byte(stat), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if got := settingUp(dir); got != test.want {
+			t.Errorf("%s of %d threads: %v", test.program, test.threads, got)
+		}
 	}
 }
 
