@@ -52,6 +52,9 @@ type Options struct {
 	Kubeconfig, Bootstrap string
 	// Taints are what the node is registered with.
 	Taints []v1.Taint
+	// Eviction is when the node says that it is under pressure; nil is
+	// DefaultEviction.
+	Eviction Eviction
 	// KubeletPort is where such a cluster reaches the node; ClientCA is whose
 	// certificates its clients show, none keeps the port closed. TLSCert and
 	// TLSKey are the port's own, if it is given some.
@@ -184,7 +187,7 @@ func Run(ctx context.Context, o Options, host Host, log *slog.Logger, ready func
 	}
 	p.seccomp = cmp.Or(o.SeccompDir, filepath.Join(o.Dir, "seccomp"))
 	h := &heartbeat{
-		node: nodeInput{Name: o.Node, IP: o.NodeIP, Version: o.Version, Labels: labels, Taints: o.Taints, Images: node.OCI != nil},
+		node: nodeInput{Name: o.Node, IP: o.NodeIP, Version: o.Version, Labels: labels, Taints: o.Taints, Images: node.OCI != nil, Least: o.Eviction},
 		api:  api, log: log, read: read,
 		hostState: make(chan error), registered: make(chan struct{}),
 	}

@@ -24,14 +24,6 @@ const maxPods = 110
 // the key of their taint.
 const HostLabel = "legion.dev/host"
 
-// The kubelet's hard eviction thresholds, and a share of process numbers.
-const (
-	leastMemory    = 100 << 20
-	leastDisk      = 0.10
-	leastInodes    = 0.05
-	leastProcesses = 0.05
-)
-
 // nodeInput is all that a Node object is made of.
 type nodeInput struct {
 	Name, IP, Version string
@@ -44,7 +36,9 @@ type nodeInput struct {
 	HostTrouble string
 	// Images: the node runs images, too.
 	Images bool
-	Now    time.Time
+	// Least must be free of memory, disk and processes; nil is the default.
+	Least Eviction
+	Now   time.Time
 }
 
 // makeNode is the Node object as it is registered.
@@ -108,7 +102,6 @@ func capacity(f facts) v1.ResourceList {
 
 // nodeConditions are the kubelet's four, with the transition times of prev.
 func nodeConditions(in nodeInput, prev []v1.NodeCondition) []v1.NodeCondition {
-	f := in.Facts
 	var out []v1.NodeCondition
 	add := func(kind v1.NodeConditionType, status bool, reason, message string) {
 		c := v1.NodeCondition{
@@ -123,40 +116,23 @@ func nodeConditions(in nodeInput, prev []v1.NodeCondition) []v1.NodeCondition {
 		}
 		out = append(out, c)
 	}
-	pressure := func(kind v1.NodeConditionType, low bool, name, what string) {
-		if low {
-			add(kind, true, "LegionHas"+name, what)
+	short := in.Least.pressures(in.Facts)
+	pressure := func(kind v1.NodeConditionType, name, enough string) {
+		if why := short[kind]; why != "" {
+			add(kind, true, "LegionHasInsufficient"+name, why)
 			return
 		}
-		add(kind, false, "LegionHasSufficient"+name, what)
+		add(kind, false, "LegionHasSufficient"+name, "the node has enough "+enough)
 	}
-	pressure(v1.NodeMemoryPressure, f.MemoryAvailable < leastMemory, "Memory",
-		enough(f.MemoryAvailable < leastMemory, "memory"))
-	disk := share(f.DiskAvailable, f.DiskTotal) < leastDisk || share(f.InodesFree, f.Inodes) < leastInodes
-	pressure(v1.NodeDiskPressure, disk, "Disk", enough(disk, "space or inodes on the disk of the agent's directory"))
-	pids := share(f.ProcessesAtMost-f.Processes, f.ProcessesAtMost) < leastProcesses
-	pressure(v1.NodePIDPressure, pids, "PID", enough(pids, "process numbers"))
+	pressure(v1.NodeMemoryPressure, "Memory", "memory")
+	pressure(v1.NodeDiskPressure, "Disk", "space and inodes on the disk of the agent's directory")
+	pressure(v1.NodePIDPressure, "PID", "process numbers")
 	if in.HostTrouble == "" {
 		add(v1.NodeReady, true, "LegionReady", "legiond answers and runs pods")
 	} else {
 		add(v1.NodeReady, false, "HostUnreachable", in.HostTrouble)
 	}
 	return out
-}
-
-// share is the part of all that is free; 1 where there is no limit.
-func share(free, all int64) float64 {
-	if all <= 0 {
-		return 1
-	}
-	return float64(free) / float64(all)
-}
-
-func enough(low bool, what string) string {
-	if low {
-		return "the node is short of " + what
-	}
-	return "the node has enough " + what
 }
 
 // sameConditions compares all but the times.

@@ -85,7 +85,7 @@ func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
 	if home, err := os.UserHomeDir(); os.Geteuid() != 0 && err == nil {
 		base = filepath.Join(home, ".local/share/legion")
 	}
-	var socket, labels, taints, dns string
+	var socket, labels, taints, dns, eviction string
 	flags.StringVar(&o.Node, "node", strings.ToLower(hostname), "`name` of this node")
 	flags.StringVar(&socket, "host-socket", filepath.Join(base, "host.sock"), "legiond's `socket`")
 	flags.StringVar(&o.Server, "server", "", "the server's `URL`, https://HOST:PORT")
@@ -101,6 +101,7 @@ func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
 	flags.StringVar(&o.TLSCert, "tls-cert-file", "", "`certificate` of that port (default: of a CA of the node's own)")
 	flags.StringVar(&o.TLSKey, "tls-private-key-file", "", "its `key`")
 	flags.Int64Var(&o.PodPids, "pod-max-pids", 0, "`number` of processes that a pod may have; 0 is no limit")
+	flags.StringVar(&eviction, "eviction-hard", agent.DefaultEviction, "`signal<least,…` that must be free, else the node is under pressure and gets no new pods but those that tolerate it")
 	flags.StringVar(&o.OCIRuntime, "oci-runtime", "", "`program` that runs the pods of images (default: runc or crun; none: no such pods)")
 	flags.StringVar(&o.Images, "images", "", "`directory` of the image store (default: images beside --dir)")
 	flags.StringVar(&o.SeccompDir, "seccomp-profile-root", "", "`directory` of the seccomp profiles that pods name (default: seccomp in --dir)")
@@ -138,6 +139,9 @@ func parse(args []string, stderr io.Writer) (agent.Options, string, error) {
 	}
 	if o.Taints, err = parseTaints(taints); err != nil {
 		return o, "", err
+	}
+	if o.Eviction, err = agent.ParseEviction(eviction); err != nil {
+		return o, "", fmt.Errorf("--eviction-hard: %w", err)
 	}
 	if o.NodeIP == "" {
 		server, err := serverOf(o)

@@ -24,6 +24,7 @@ func TestFlags(t *testing.T) {
 		"--kubeconfig FILE --taints=":                                  "taints [] ip 127.0.0.1",
 		"--kubeconfig FILE --taints a=b:NoExecute,c:PreferNoSchedule":  "taints [a=b:NoExecute c:PreferNoSchedule] ip 127.0.0.1",
 		"--kubeconfig FILE --taints a=b":                               `--taints: "a=b" is not of the form`,
+		"--kubeconfig FILE --eviction-hard disk<5%":                    "--eviction-hard: \"disk<5%\" is not of the form",
 		"--kubeconfig FILE --taints a:Never":                           `--taints: "a:Never" is not of the form`,
 		"--kubeconfig FILE.missing":                                    "cannot use the kubeconfig",
 		"--kubeconfig FILE --bootstrap-kubeconfig FILE":                "in one way",

@@ -107,7 +107,8 @@ func (c *cluster) startHost() { c.start("legiond", c.path("node")) }
 func (c *cluster) startAgent(flag, kubeconfig string) {
 	c.start("legion-agent", flag, c.path(kubeconfig), "--client-ca-file", c.path("ca/ca.crt"),
 		"--node", node, "--node-ip", nodeIP, "--kubelet-port", fmt.Sprint(c.port),
-		"--dir", c.path("agent"), "--host-socket", c.path("node/host.sock"), "--oci-runtime", c.runtime())
+		"--dir", c.path("agent"), "--host-socket", c.path("node/host.sock"), "--oci-runtime", c.runtime(),
+		"--eviction-hard", "nodefs.available<0,nodefs.inodesFree<0,memory.available<0,pid.available<0") // whatever the machine is short of
 }
 
 // runtime is what runs images: runc, where there is one and this is root.
