@@ -153,6 +153,7 @@ func TestAttachTerminal(t *testing.T) {
 	_ = first.Close()
 	pid := d.running("tty").Main.PID
 
+	d.said("tty", "<one>") // what a legiond that is killed has read and not written is lost
 	d.crash()
 	if err := second.end(); !errors.Is(err, hostclient.ErrLost) {
 		t.Errorf("it ended with %v", err)
