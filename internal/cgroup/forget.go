@@ -8,9 +8,10 @@ import (
 
 // Forget removes the cgroups that an OCI runtime has made for a container and
 // left, as one does that is killed while it starts the container or takes it
-// away: for want of memory, where the pod may not have what the runtime needs. Where version 1 is beside version 2, they are below this process's
-// own in each hierarchy of version 1, and at the top of version 2. What still
-// has processes stays.
+// away: for want of memory, where the pod may not have what the runtime needs.
+// Where version 1 is beside version 2, they are below this process's own in each
+// hierarchy of version 1, and at the top of version 2. What still has processes
+// stays.
 func Forget(container string) error {
 	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

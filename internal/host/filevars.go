@@ -72,17 +72,25 @@ func readWithin(dir, path string) (string, error) {
 		return "", err
 	}
 	defer func() { _ = f.Close() }()
-	st, err := f.Stat()
-	switch {
-	case err != nil:
+	st, err := regular(f)
+	if err != nil {
 		return "", err
-	case !st.Mode().IsRegular():
-		return "", errors.New("it is no regular file")
-	case st.Size() > mostVariables:
+	}
+	if st.Size() > mostVariables {
 		return "", fmt.Errorf("it is longer than %d bytes", mostVariables)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, mostVariables))
 	return string(text), err
+}
+
+// regular refuses an open file that would keep its reader waiting, or never end.
+// It must have been opened without waiting (O_NONBLOCK), too.
+func regular(f *os.File) (fs.FileInfo, error) {
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = errors.New("it is no regular file")
+	}
+	return st, err
 }
 
 // setter puts values in the place of their marks. What is not set stays as it is

@@ -17,20 +17,17 @@ import (
 const mostPIDFile = 4096
 
 // readPIDFile returns the process that the first line of a PID file names, and
-// the user whose file it is. The file is the daemon's to write: one that is none
-// would keep whoever opens it waiting, or never end.
+// the user whose file it is. The file is the daemon's to write, or to make into
+// something else.
 func readPIDFile(path string) (pid int, by uint32, err error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return 0, 0, fmt.Errorf("no main process yet: %w", err)
 	}
 	defer file.Close()
-	st, err := file.Stat()
+	st, err := regular(file)
 	if err != nil {
-		return 0, 0, fmt.Errorf("no main process yet: %w", err)
-	}
-	if !st.Mode().IsRegular() {
-		return 0, 0, fmt.Errorf("the PID file %s is no regular file", path)
+		return 0, 0, fmt.Errorf("the PID file %s: %w", path, err)
 	}
 	line, err := bufio.NewReader(io.LimitReader(file, mostPIDFile)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
